@@ -1,0 +1,464 @@
+"""The configuration of a run: one frozen dataclass a YAML section.
+
+Owns the names, types, defaults, units and rules of every setting. Does not read files (see
+`resnet_dist.config_load`), never imports torch, and never holds a derived value.
+
+Fields marked with `exact=False` do not change the mathematics of a run: a run may be resumed with
+another value of them. All others are part of "training is a pure function of (config, seed, step)".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from resnet_dist.errors import UserError
+
+
+def _free(default: Any) -> Any:
+    """A field that a resumed run may change: it does not alter what is computed."""
+    return field(default=default, metadata={"exact": False})
+
+
+def _require(condition: bool, path: str, value: object, rule: str, remedy: str) -> None:
+    if not condition:
+        raise UserError(f"{path} ({value!r}): {rule}; {remedy}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Which run this is, where it lives, and how it starts."""
+
+    name: str = _free("quickstart")
+    """Name of the run; its folder is `runs/<name>` unless `run.dir` is set."""
+    dir: str | None = _free(None)
+    """Run folder: resolved config, versions, logs, checkpoints, curves.png."""
+    resume: str = _free("auto")
+    """auto: go on in the run folder if it holds a checkpoint; never: start anew in an empty folder;
+    required: fail if there is no checkpoint; PATH: start from that checkpoint file."""
+    evaluate_only: bool = _free(False)
+    """Evaluate the checkpoint that `run.resume` names, train nothing."""
+    allow_config_change: bool = _free(False)
+    """Resume although settings that change the mathematics differ from the checkpoint's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What is read, and how it becomes a batch."""
+
+    root: str | None = _free(None)
+    """Folder with one folder a split, each with one folder a class. None: the embedded data set."""
+    train_split: str = _free("train")
+    """Name of the training folder below `data.root`."""
+    val_split: str = _free("val")
+    """Name of the validation folder below `data.root`."""
+    loader: Literal["auto", "dali", "torch", "synthetic"] = _free("auto")
+    """auto: dali on a GPU, torch on CPU (the faster one there, see docs/benchmarks)."""
+    train_size: int = 224
+    """Side of a training crop, pixels."""
+    eval_size: int = 224
+    """Side of the centre crop for evaluation, pixels."""
+    eval_resize_size: int = 256
+    """Length of the shorter side before the centre crop, pixels."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """Filter of every resize; always antialiased."""
+    crop: Literal["random_resized", "pad_reflect"] = "random_resized"
+    """random_resized: torchvision's RandomResizedCrop; pad_reflect: shift by up to `crop_padding`
+    pixels with reflected borders (CIFAR)."""
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    """Range of the crop's share of the image's area."""
+    crop_ratio: tuple[float, float] = (0.75, 1.3333333333333333)
+    """Range of the crop's width / height, drawn on a log scale."""
+    crop_padding: int = 4
+    """Padding of `pad_reflect` on each side, pixels."""
+    flip_probability: float = 0.5
+    """Probability of a horizontal flip."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Mean of R, G, B on a scale of 0 to 1."""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Standard deviation of R, G, B on a scale of 0 to 1."""
+    num_workers: int | None = _free(None)
+    """Loader processes (torch) or threads (dali) of each rank. None: cores / ranks of the node."""
+    prefetch_batches: int = _free(2)
+    """Batches in flight for each rank (dali) or each worker (torch)."""
+    cache_dir: str | None = _free(None)
+    """Where indexes and the embedded data set are kept. None: ~/.cache/resnet_dist."""
+
+    def __post_init__(self) -> None:
+        for name in ("train_size", "eval_size", "eval_resize_size", "prefetch_batches"):
+            value = getattr(self, name)
+            _require(value >= 1, f"data.{name}", value, "must be at least 1", "give pixels > 0")
+        _require(
+            self.eval_size <= self.eval_resize_size,
+            "data.eval_size",
+            self.eval_size,
+            f"must not exceed data.eval_resize_size ({self.eval_resize_size})",
+            "the centre crop is cut from the resized image",
+        )
+        low, high = self.crop_scale
+        _require(
+            0 < low <= high <= 1,
+            "data.crop_scale",
+            self.crop_scale,
+            "needs 0 < low <= high <= 1",
+            "ImageNet's standard is [0.08, 1.0]",
+        )
+        low, high = self.crop_ratio
+        _require(
+            0 < low <= high,
+            "data.crop_ratio",
+            self.crop_ratio,
+            "needs 0 < low <= high",
+            "ImageNet's standard is [0.75, 1.3333]",
+        )
+        _require(
+            0 <= self.flip_probability <= 1,
+            "data.flip_probability",
+            self.flip_probability,
+            "must lie in [0, 1]",
+            "0.5 is the standard",
+        )
+        _require(
+            min(self.std) > 0, "data.std", self.std, "must be positive", "use the data set's std"
+        )
+        _require(
+            self.num_workers is None or self.num_workers >= 1,
+            "data.num_workers",
+            self.num_workers,
+            "must be at least 1",
+            "leave it out to use cores / ranks of the node",
+        )
+        _require(
+            self.crop_padding >= 0,
+            "data.crop_padding",
+            self.crop_padding,
+            "must not be negative",
+            "CIFAR's standard is 4",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The network."""
+
+    name: str = "resnet50"
+    """resnet18, resnet34, resnet50, resnet101, resnet152 or resnet9 (32x32 images)."""
+    num_classes: int | None = None
+    """Outputs. None: the number of classes of the data."""
+    width: int = 64
+    """Channels of the first stage; 64 is the published network."""
+    stride: Literal["v1", "v1.5"] = "v1.5"
+    """Where a bottleneck downsamples: v1 in its first 1x1, v1.5 in its 3x3 convolution."""
+    stem: Literal["standard", "d", "cifar"] = "standard"
+    """standard: 7x7/2 + max-pool; d: ResNet-D (three 3x3, average-pool shortcuts); cifar: 3x3/1."""
+    zero_init_last_gamma: bool = True
+    """Start every residual branch at zero (Goyal et al. 2017, section 5.1)."""
+    batch_norm_momentum: float = 0.1
+    """Weight of the newest batch in the running statistics (PyTorch's convention)."""
+    batch_norm_eps: float = 1e-5
+    """Added to the variance."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.num_classes is None or self.num_classes >= 2,
+            "model.num_classes",
+            self.num_classes,
+            "must be at least 2",
+            "leave it out to use the number of class folders",
+        )
+        _require(self.width >= 8, "model.width", self.width, "must be at least 8", "64 is standard")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One optimisation step, and how many of them."""
+
+    global_batch_size: int = 256
+    """Samples of one step over all ranks. Local and micro-batches follow from it."""
+    epochs: int = 90
+    """Passes over the training data; the schedules span them."""
+    max_steps: int | None = _free(None)
+    """Stop after this many steps without changing the schedules; None: all epochs."""
+    max_micro_batch_size: int | None = _free(None)
+    """Most samples in one forward pass of a rank (memory); None: no limit."""
+    accumulation_steps: int | None = None
+    """Micro-batches a step. None: the fewest that `max_micro_batch_size` allows. Pin it to keep
+    the groups of batch norm the same for every world size."""
+    precision: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    """Autocast type of the forward pass; float16 adds loss scaling. Weights stay float32."""
+    channels_last: bool = True
+    """NHWC memory format."""
+    compile: bool = _free(False)
+    """torch.compile the model (equal up to rounding; pays little on CPU)."""
+    sync_batch_norm: bool = True
+    """Batch statistics over all ranks: the world size does not change the loss curve."""
+    label_smoothing: float = 0.0
+    """Share of the target spread evenly over all classes (Szegedy et al. 2016)."""
+    clip_grad_norm: float | None = None
+    """Largest L2 norm of the whole gradient."""
+    clip_grad_value: float | None = None
+    """Largest absolute value of a gradient element."""
+    ema_decay: float | None = None
+    """Decay of an exponential moving average of the weights, evaluated too. None: none is kept."""
+    ema_every_steps: int = 1
+    """Steps between updates of the average."""
+    num_threads: int | None = _free(None)
+    """CPU threads of each rank's tensor operations. None: cores / ranks of the node."""
+    deterministic: bool = _free(False)
+    """Deterministic GPU kernels: bit for bit equal runs, slower. CPU runs always are."""
+
+    def __post_init__(self) -> None:
+        for name in ("global_batch_size", "epochs", "ema_every_steps"):
+            value = getattr(self, name)
+            _require(value >= 1, f"train.{name}", value, "must be at least 1", "give a count > 0")
+        for name in ("max_steps", "max_micro_batch_size", "accumulation_steps", "num_threads"):
+            value = getattr(self, name)
+            _require(
+                value is None or value >= 1,
+                f"train.{name}",
+                value,
+                "must be at least 1",
+                "leave it out for the default",
+            )
+        _require(
+            0 <= self.label_smoothing < 1,
+            "train.label_smoothing",
+            self.label_smoothing,
+            "must lie in [0, 1)",
+            "0.1 is usual",
+        )
+        _require(
+            self.clip_grad_norm is None or self.clip_grad_value is None,
+            "train.clip_grad_norm",
+            self.clip_grad_norm,
+            "excludes train.clip_grad_value",
+            "set one of the two to null",
+        )
+        for name in ("clip_grad_norm", "clip_grad_value"):
+            value = getattr(self, name)
+            _require(
+                value is None or value > 0,
+                f"train.{name}",
+                value,
+                "must be positive",
+                "null turns clipping off",
+            )
+        _require(
+            self.ema_decay is None or 0 < self.ema_decay < 1,
+            "train.ema_decay",
+            self.ema_decay,
+            "must lie in (0, 1)",
+            "null turns the average off",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """The optimizer."""
+
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    """sgd couples weight decay to the gradient, and so does adam; adamw decouples it."""
+    lr: float = 0.1
+    """Peak learning rate for `train.global_batch_size`."""
+    momentum: float = 0.9
+    """sgd only."""
+    nesterov: bool = False
+    """sgd only."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """adam and adamw only."""
+    eps: float = 1e-8
+    """adam and adamw only."""
+    weight_decay: float = 1e-4
+    """On convolution and linear weights."""
+    decay_norm_and_bias: bool = False
+    """Also decay batch norm's parameters and biases (torchvision's first recipes did)."""
+
+    def __post_init__(self) -> None:
+        _require(self.lr > 0, "optim.lr", self.lr, "must be positive", "0.1 per 256 is usual")
+        _require(
+            self.weight_decay >= 0,
+            "optim.weight_decay",
+            self.weight_decay,
+            "must not be negative",
+            "0 turns it off",
+        )
+        _require(
+            0 <= self.momentum < 1,
+            "optim.momentum",
+            self.momentum,
+            "must lie in [0, 1)",
+            "0.9 is usual",
+        )
+        _require(
+            not self.nesterov or self.momentum > 0,
+            "optim.nesterov",
+            self.nesterov,
+            "needs optim.momentum > 0",
+            "set optim.momentum=0.9",
+        )
+        _require(
+            all(0 <= beta < 1 for beta in self.betas),
+            "optim.betas",
+            self.betas,
+            "must lie in [0, 1)",
+            "[0.9, 0.999] is usual",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """The learning rate as a function of the step."""
+
+    name: Literal["cosine", "step", "polynomial", "one_cycle", "constant"] = "cosine"
+    """The shape after the warm-up."""
+    warmup_epochs: float = 0.0
+    """Length of the linear warm-up, epochs (fractions allowed). Not for one_cycle."""
+    warmup_start_factor: float = 0.0
+    """Learning rate at step 0 as a share of the peak."""
+    final_lr: float = 0.0
+    """Learning rate after the last step (cosine, polynomial)."""
+    milestones: tuple[float, ...] = (30.0, 60.0, 80.0)
+    """Epochs at which the step schedule multiplies by `step_factor`."""
+    step_factor: float = 0.1
+    """Factor of the step schedule."""
+    power: float = 2.0
+    """Exponent of the polynomial schedule."""
+    peak_share: float = 0.3
+    """Share of the steps before one_cycle's peak (`pct_start`)."""
+    start_divisor: float = 25.0
+    """one_cycle starts at lr / start_divisor (`div_factor`)."""
+    final_divisor: float = 1e4
+    """one_cycle ends at lr / start_divisor / final_divisor (`final_div_factor`)."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.warmup_epochs >= 0,
+            "schedule.warmup_epochs",
+            self.warmup_epochs,
+            "must not be negative",
+            "0 turns the warm-up off",
+        )
+        _require(
+            self.name != "one_cycle" or self.warmup_epochs == 0,
+            "schedule.warmup_epochs",
+            self.warmup_epochs,
+            "does not go with schedule.name=one_cycle",
+            "one_cycle has its own rise: set schedule.peak_share",
+        )
+        _require(
+            list(self.milestones) == sorted(self.milestones),
+            "schedule.milestones",
+            self.milestones,
+            "must rise",
+            "for example [30, 60, 80]",
+        )
+        _require(
+            0 < self.peak_share < 1,
+            "schedule.peak_share",
+            self.peak_share,
+            "must lie in (0, 1)",
+            "0.3 is usual",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """Evaluation."""
+
+    batch_size: int = _free(256)
+    """Samples of one forward pass. Whole batches go to the ranks in turn."""
+    every_epochs: int = _free(1)
+    """Epochs between evaluations; the last epoch is always evaluated."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "every_epochs"):
+            value = getattr(self, name)
+            _require(value >= 1, f"eval.{name}", value, "must be at least 1", "give a count > 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When to save, and what to keep."""
+
+    every_steps: int | None = _free(None)
+    """Steps between saves, besides those at the end of epochs."""
+    every_epochs: int = _free(1)
+    """Epochs between saves; the last step is always saved."""
+    keep_last: int = _free(3)
+    """Newest checkpoints to keep."""
+    keep_best: bool = _free(True)
+    """Also keep the checkpoint of the best validation top-1, as best.pt."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.every_steps is None or self.every_steps >= 1,
+            "checkpoint.every_steps",
+            self.every_steps,
+            "must be at least 1",
+            "null saves at the end of epochs only",
+        )
+        for name in ("every_epochs", "keep_last"):
+            value = getattr(self, name)
+            _require(value >= 1, f"checkpoint.{name}", value, "must be at least 1", "1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """What is shown and recorded."""
+
+    every_steps: int = _free(50)
+    """Steps between records; the device is read only then."""
+    tensorboard: bool = _free(True)
+    """Write TensorBoard events to the run folder."""
+    progress: Literal["auto", "bar", "lines"] = _free("auto")
+    """auto: a bar on a terminal, a line a record otherwise."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.every_steps >= 1, "log.every_steps", self.every_steps, "must be at least 1", "50"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistConfig:
+    """The process group."""
+
+    timeout_s: float = _free(600.0)
+    """A collective that takes longer ends the run (so that it can be restarted), seconds."""
+    bucket_cap_mb: float = _free(25.0)
+    """Size of DDP's gradient buckets, MiB."""
+    world_size: int | None = _free(None)
+    """Number of ranks to insist on. None: whatever torchrun started."""
+
+    def __post_init__(self) -> None:
+        for name in ("timeout_s", "bucket_cap_mb"):
+            value = getattr(self, name)
+            _require(value > 0, f"dist.{name}", value, "must be positive", "leave out the default")
+        _require(
+            self.world_size is None or self.world_size >= 1,
+            "dist.world_size",
+            self.world_size,
+            "must be at least 1",
+            "leave it out to take what torchrun started",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A whole run."""
+
+    seed: int = 0
+    """Everything random is a function of it and the position (see `resnet_dist.rng`)."""
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    dist: DistConfig = field(default_factory=DistConfig)
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.seed < 2**63, "seed", self.seed, "must lie in [0, 2**63)", "0 is fine")

@@ -1,0 +1,64 @@
+"""Counter-based randomness: every draw is a pure function of (seed, stream, epoch, position).
+
+Owns the mapping from those integers to uniform numbers, with NumPy's Philox4x64-10 (Salmon et al.,
+"Parallel random numbers: as easy as 1, 2, 3", SC 2011). Only its raw 64-bit words are used: NumPy
+promises their stability across versions, which it does not for `Generator`'s methods. Holds no
+state, so there is none to save and none to lose.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+WORDS_PER_BLOCK = 4
+
+
+class Stream(IntEnum):
+    """Independent streams of one seed. Numbers are part of the format: never reuse one."""
+
+    INIT = 0
+    ORDER = 1
+    CROP_FLIP = 2
+    SYNTHETIC = 3
+
+
+def random_words(
+    seed: int, stream: Stream, epoch: int, *, start: int, count: int, words: int
+) -> NDArray[np.uint64]:
+    """64-bit words for the positions [start, start + count) of an epoch.
+
+    Returns `[count, words]` uint64; `words` is a multiple of 4. A row depends on its position
+    alone, not on where the range starts.
+    """
+    assert words % WORDS_PER_BLOCK == 0 and start >= 0 and count >= 0
+    key = np.array([seed, (int(stream) << 48) | epoch], dtype=np.uint64)
+    blocks = words // WORDS_PER_BLOCK
+    generator = np.random.Philox(key=key, counter=np.array([start * blocks, 0, 0, 0], np.uint64))
+    raw = generator.random_raw(count * words)
+    return np.asarray(raw, dtype=np.uint64).reshape(count, words)
+
+
+def to_uniform(words: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """Map 64-bit words to float64 in [0, 1) with 53 random bits."""
+    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def permutation(seed: int, epoch: int, num_samples: int) -> NDArray[np.int64]:
+    """A permutation of range(num_samples), `[num_samples]` int64, for one epoch.
+
+    Sorts random 64-bit keys (stable, so that equal keys cannot make it depend on the platform).
+    """
+    blocks = -(-num_samples // WORDS_PER_BLOCK)
+    keys = random_words(
+        seed, Stream.ORDER, epoch, start=0, count=blocks, words=WORDS_PER_BLOCK
+    ).reshape(-1)[:num_samples]
+    return np.argsort(keys, kind="stable")
+
+
+def derive_seed(seed: int, stream: Stream) -> int:
+    """A 63-bit seed for libraries that keep their own generator (weight initialisation)."""
+    word = random_words(seed, stream, 0, start=0, count=1, words=WORDS_PER_BLOCK)[0, 0]
+    return int(word >> np.uint64(1))
