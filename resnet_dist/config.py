@@ -20,9 +20,19 @@ def _free(default: Any) -> Any:
     return field(default=default, metadata={"exact": False})
 
 
-def _require(condition: bool, path: str, value: object, rule: str, remedy: str) -> None:
-    if not condition:
-        raise UserError(f"{path} ({value!r}): {rule}; {remedy}")
+class _Rules:
+    """Collects every broken rule of a section, so that the user sees them all at once."""
+
+    def __init__(self) -> None:
+        self.broken: list[str] = []
+
+    def require(self, holds: bool, path: str, value: object, rule: str, remedy: str) -> None:
+        if not holds:
+            self.broken.append(f"{path} ({value!r}): {rule}; {remedy}")
+
+    def enforce(self) -> None:
+        if self.broken:
+            raise UserError("\n".join(self.broken))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,10 +95,13 @@ class DataConfig:
     """Where indexes and the embedded data set are kept. None: ~/.cache/resnet_dist."""
 
     def __post_init__(self) -> None:
+        rules = _Rules()
         for name in ("train_size", "eval_size", "eval_resize_size", "prefetch_batches"):
             value = getattr(self, name)
-            _require(value >= 1, f"data.{name}", value, "must be at least 1", "give pixels > 0")
-        _require(
+            rules.require(
+                value >= 1, f"data.{name}", value, "must be at least 1", "give pixels > 0"
+            )
+        rules.require(
             self.eval_size <= self.eval_resize_size,
             "data.eval_size",
             self.eval_size,
@@ -96,7 +109,7 @@ class DataConfig:
             "the centre crop is cut from the resized image",
         )
         low, high = self.crop_scale
-        _require(
+        rules.require(
             0 < low <= high <= 1,
             "data.crop_scale",
             self.crop_scale,
@@ -104,37 +117,45 @@ class DataConfig:
             "ImageNet's standard is [0.08, 1.0]",
         )
         low, high = self.crop_ratio
-        _require(
+        rules.require(
             0 < low <= high,
             "data.crop_ratio",
             self.crop_ratio,
             "needs 0 < low <= high",
             "ImageNet's standard is [0.75, 1.3333]",
         )
-        _require(
+        rules.require(
             0 <= self.flip_probability <= 1,
             "data.flip_probability",
             self.flip_probability,
             "must lie in [0, 1]",
             "0.5 is the standard",
         )
-        _require(
+        rules.require(
             min(self.std) > 0, "data.std", self.std, "must be positive", "use the data set's std"
         )
-        _require(
+        rules.require(
             self.num_workers is None or self.num_workers >= 1,
             "data.num_workers",
             self.num_workers,
             "must be at least 1",
             "leave it out to use cores / ranks of the node",
         )
-        _require(
+        rules.require(
             self.crop_padding >= 0,
             "data.crop_padding",
             self.crop_padding,
             "must not be negative",
             "CIFAR's standard is 4",
         )
+        rules.require(
+            self.crop != "pad_reflect" or self.crop_padding < self.train_size,
+            "data.crop_padding",
+            self.crop_padding,
+            f"must be less than data.train_size ({self.train_size}), a reflection's most",
+            "CIFAR's standard is 4",
+        )
+        rules.enforce()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,14 +180,18 @@ class ModelConfig:
     """Added to the variance."""
 
     def __post_init__(self) -> None:
-        _require(
+        rules = _Rules()
+        rules.require(
             self.num_classes is None or self.num_classes >= 2,
             "model.num_classes",
             self.num_classes,
             "must be at least 2",
             "leave it out to use the number of class folders",
         )
-        _require(self.width >= 8, "model.width", self.width, "must be at least 8", "64 is standard")
+        rules.require(
+            self.width >= 8, "model.width", self.width, "must be at least 8", "64 is standard"
+        )
+        rules.enforce()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,26 +233,29 @@ class TrainConfig:
     """Deterministic GPU kernels: bit for bit equal runs, slower. CPU runs always are."""
 
     def __post_init__(self) -> None:
+        rules = _Rules()
         for name in ("global_batch_size", "epochs", "ema_every_steps"):
             value = getattr(self, name)
-            _require(value >= 1, f"train.{name}", value, "must be at least 1", "give a count > 0")
+            rules.require(
+                value >= 1, f"train.{name}", value, "must be at least 1", "give a count > 0"
+            )
         for name in ("max_steps", "max_micro_batch_size", "accumulation_steps", "num_threads"):
             value = getattr(self, name)
-            _require(
+            rules.require(
                 value is None or value >= 1,
                 f"train.{name}",
                 value,
                 "must be at least 1",
                 "leave it out for the default",
             )
-        _require(
+        rules.require(
             0 <= self.label_smoothing < 1,
             "train.label_smoothing",
             self.label_smoothing,
             "must lie in [0, 1)",
             "0.1 is usual",
         )
-        _require(
+        rules.require(
             self.clip_grad_norm is None or self.clip_grad_value is None,
             "train.clip_grad_norm",
             self.clip_grad_norm,
@@ -236,20 +264,21 @@ class TrainConfig:
         )
         for name in ("clip_grad_norm", "clip_grad_value"):
             value = getattr(self, name)
-            _require(
+            rules.require(
                 value is None or value > 0,
                 f"train.{name}",
                 value,
                 "must be positive",
                 "null turns clipping off",
             )
-        _require(
+        rules.require(
             self.ema_decay is None or 0 < self.ema_decay < 1,
             "train.ema_decay",
             self.ema_decay,
             "must lie in (0, 1)",
             "null turns the average off",
         )
+        rules.enforce()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,35 +303,37 @@ class OptimConfig:
     """Also decay batch norm's parameters and biases (torchvision's first recipes did)."""
 
     def __post_init__(self) -> None:
-        _require(self.lr > 0, "optim.lr", self.lr, "must be positive", "0.1 per 256 is usual")
-        _require(
+        rules = _Rules()
+        rules.require(self.lr > 0, "optim.lr", self.lr, "must be positive", "0.1 per 256 is usual")
+        rules.require(
             self.weight_decay >= 0,
             "optim.weight_decay",
             self.weight_decay,
             "must not be negative",
             "0 turns it off",
         )
-        _require(
+        rules.require(
             0 <= self.momentum < 1,
             "optim.momentum",
             self.momentum,
             "must lie in [0, 1)",
             "0.9 is usual",
         )
-        _require(
+        rules.require(
             not self.nesterov or self.momentum > 0,
             "optim.nesterov",
             self.nesterov,
             "needs optim.momentum > 0",
             "set optim.momentum=0.9",
         )
-        _require(
+        rules.require(
             all(0 <= beta < 1 for beta in self.betas),
             "optim.betas",
             self.betas,
             "must lie in [0, 1)",
             "[0.9, 0.999] is usual",
         )
+        rules.enforce()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -329,36 +360,57 @@ class ScheduleConfig:
     """one_cycle starts at lr / start_divisor (`div_factor`)."""
     final_divisor: float = 1e4
     """one_cycle ends at lr / start_divisor / final_divisor (`final_div_factor`)."""
+    cycle_momentum: bool = True
+    """one_cycle also moves the momentum (Adam's beta1), against the learning rate, in place of
+    `optim.momentum` and `optim.betas[0]`: OneCycleLR's default."""
+    base_momentum: float = 0.85
+    """Momentum at one_cycle's peak."""
+    max_momentum: float = 0.95
+    """Momentum at one_cycle's start and end."""
 
     def __post_init__(self) -> None:
-        _require(
+        rules = _Rules()
+        rules.require(
             self.warmup_epochs >= 0,
             "schedule.warmup_epochs",
             self.warmup_epochs,
             "must not be negative",
             "0 turns the warm-up off",
         )
-        _require(
+        rules.require(
             self.name != "one_cycle" or self.warmup_epochs == 0,
             "schedule.warmup_epochs",
             self.warmup_epochs,
             "does not go with schedule.name=one_cycle",
             "one_cycle has its own rise: set schedule.peak_share",
         )
-        _require(
+        rules.require(
             list(self.milestones) == sorted(self.milestones),
             "schedule.milestones",
             self.milestones,
             "must rise",
             "for example [30, 60, 80]",
         )
-        _require(
+        rules.require(
             0 < self.peak_share < 1,
             "schedule.peak_share",
             self.peak_share,
             "must lie in (0, 1)",
             "0.3 is usual",
         )
+        rules.require(
+            0 <= self.base_momentum <= self.max_momentum < 1,
+            "schedule.base_momentum",
+            self.base_momentum,
+            f"needs 0 <= base_momentum <= max_momentum ({self.max_momentum!r}) < 1",
+            "0.85 and 0.95 are usual",
+        )
+        for name in ("start_divisor", "final_divisor"):
+            value = getattr(self, name)
+            rules.require(
+                value > 0, f"schedule.{name}", value, "must be positive", "leave out the default"
+            )
+        rules.enforce()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -371,9 +423,13 @@ class EvalConfig:
     """Epochs between evaluations; the last epoch is always evaluated."""
 
     def __post_init__(self) -> None:
+        rules = _Rules()
         for name in ("batch_size", "every_epochs"):
             value = getattr(self, name)
-            _require(value >= 1, f"eval.{name}", value, "must be at least 1", "give a count > 0")
+            rules.require(
+                value >= 1, f"eval.{name}", value, "must be at least 1", "give a count > 0"
+            )
+        rules.enforce()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -390,7 +446,8 @@ class CheckpointConfig:
     """Also keep the checkpoint of the best validation top-1, as best.pt."""
 
     def __post_init__(self) -> None:
-        _require(
+        rules = _Rules()
+        rules.require(
             self.every_steps is None or self.every_steps >= 1,
             "checkpoint.every_steps",
             self.every_steps,
@@ -399,7 +456,10 @@ class CheckpointConfig:
         )
         for name in ("every_epochs", "keep_last"):
             value = getattr(self, name)
-            _require(value >= 1, f"checkpoint.{name}", value, "must be at least 1", "1 or more")
+            rules.require(
+                value >= 1, f"checkpoint.{name}", value, "must be at least 1", "1 or more"
+            )
+        rules.enforce()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -414,9 +474,11 @@ class LogConfig:
     """auto: a bar on a terminal, a line a record otherwise."""
 
     def __post_init__(self) -> None:
-        _require(
+        rules = _Rules()
+        rules.require(
             self.every_steps >= 1, "log.every_steps", self.every_steps, "must be at least 1", "50"
         )
+        rules.enforce()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -431,16 +493,20 @@ class DistConfig:
     """Number of ranks to insist on. None: whatever torchrun started."""
 
     def __post_init__(self) -> None:
+        rules = _Rules()
         for name in ("timeout_s", "bucket_cap_mb"):
             value = getattr(self, name)
-            _require(value > 0, f"dist.{name}", value, "must be positive", "leave out the default")
-        _require(
+            rules.require(
+                value > 0, f"dist.{name}", value, "must be positive", "leave out the default"
+            )
+        rules.require(
             self.world_size is None or self.world_size >= 1,
             "dist.world_size",
             self.world_size,
             "must be at least 1",
             "leave it out to take what torchrun started",
         )
+        rules.enforce()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -461,4 +527,8 @@ class Config:
     dist: DistConfig = field(default_factory=DistConfig)
 
     def __post_init__(self) -> None:
-        _require(0 <= self.seed < 2**63, "seed", self.seed, "must lie in [0, 2**63)", "0 is fine")
+        rules = _Rules()
+        rules.require(
+            0 <= self.seed < 2**63, "seed", self.seed, "must lie in [0, 2**63)", "0 is fine"
+        )
+        rules.enforce()

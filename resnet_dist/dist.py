@@ -7,15 +7,18 @@ must call it, in the same order. With one process there is no group, and they re
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from resnet_dist.config import DistConfig
-from resnet_dist.errors import UserError
+from resnet_dist.errors import AgreedError, UserError
+
+T = TypeVar("T")
 
 _LAUNCH_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
@@ -81,7 +84,7 @@ def start(config: DistConfig) -> World:
 
 
 def stop(world: World) -> None:
-    """Leave the process group. Not for failure paths: there, exit and let the agent end the peers."""
+    """Leave the process group. On failure paths exit instead, and the agent ends the peers."""
     if world.size > 1:
         dist.destroy_process_group()
 
@@ -89,6 +92,28 @@ def stop(world: World) -> None:
 def threads_per_rank(local_size: int) -> int:
     """CPU cores of this process's share of the node, at least 1."""
     return max(1, len(os.sched_getaffinity(0)) // local_size)
+
+
+def sync_attempt(world: World, function: Callable[[], T]) -> T:
+    """Run a function on every rank; if it raises UserError on any, raise that on all.
+
+    So that a rank that found bad input does not leave the others waiting in the next collective.
+    """
+    result: T | None = None
+    message: str | None = None
+    try:
+        result = function()
+    except UserError as error:
+        if world.size == 1:
+            raise
+        message = str(error)
+    if world.size > 1:
+        messages: list[str | None] = [None] * world.size
+        dist.all_gather_object(messages, message)
+        failed = [text for text in messages if text is not None]
+        if failed:
+            raise AgreedError("\n".join(dict.fromkeys(failed)))
+    return result  # type: ignore[return-value]
 
 
 def sync_barrier(world: World) -> None:

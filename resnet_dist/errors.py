@@ -8,3 +8,7 @@ class UserError(ValueError):
 
     Entry points print it without a traceback and exit with code 2.
     """
+
+
+class AgreedError(UserError):
+    """A UserError that was raised on every rank with the same words, so that one may speak."""

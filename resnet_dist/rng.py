@@ -23,6 +23,7 @@ class Stream(IntEnum):
     ORDER = 1
     CROP_FLIP = 2
     SYNTHETIC = 3
+    SHAPES = 4
 
 
 def random_words(
@@ -33,7 +34,9 @@ def random_words(
     Returns `[count, words]` uint64; `words` is a multiple of 4. A row depends on its position
     alone, not on where the range starts.
     """
-    assert words % WORDS_PER_BLOCK == 0 and start >= 0 and count >= 0
+    assert words % WORDS_PER_BLOCK == 0
+    assert start >= 0
+    assert count >= 0
     key = np.array([seed, (int(stream) << 48) | epoch], dtype=np.uint64)
     blocks = words // WORDS_PER_BLOCK
     generator = np.random.Philox(key=key, counter=np.array([start * blocks, 0, 0, 0], np.uint64))

@@ -37,7 +37,7 @@ class Job:
     crops: NDArray[np.int32]
     """`[n, 2]` top, left of the crop in the resized window, pixels."""
     shifts: NDArray[np.int32] | None
-    """`[n, 2]` rows, columns by which the crop moves over its reflected border; None: it does not."""
+    """`[n, 2]` rows, columns by which the crop moves over a reflected border; None: it stays."""
     flips: NDArray[np.bool_]
     """`[n]` whether to mirror left and right."""
     size: int

@@ -1,0 +1,59 @@
+# `make train` and `make test` are all the set-up there is. Both need only python3 (>= 3.11) and make.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+NPROC ?= 2
+
+.PHONY: help install train test test-slow check format lint types bench lock clean
+
+help:
+	@echo "make train      install, make a small JPEG data set, train on $(NPROC) processes, show the result"
+	@echo "make test       install, run the tests"
+	@echo "make test-slow  also those that take minutes each"
+	@echo "make check      format, lint, types, tests: what CI runs"
+	@echo "make bench      measure loaders and step on this machine"
+	@echo "make clean      remove the environment"
+
+install: $(STAMP)
+
+$(STAMP): requirements.lock pyproject.toml tools/install.sh
+	bash tools/install.sh "$(PYTHON)" "$(VENV)"
+	@touch $(STAMP)
+
+train: $(STAMP)
+	$(BIN)/torchrun --nproc_per_node $(NPROC) -m resnet_dist.train
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m ""
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	$(BIN)/python -m resnet_dist.bench
+
+lock: $(STAMP)
+	UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile -q pyproject.toml --extra dev \
+		--generate-hashes --python-version 3.11 --upgrade -o requirements.lock
+
+clean:
+	rm -rf $(VENV) .uv build *.egg-info

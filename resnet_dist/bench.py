@@ -1,0 +1,140 @@
+"""`python -m resnet_dist.bench [--config C] [key=value ...]`: what limits the speed here?
+
+Measures the loader alone, the training step alone (on a fixed batch in memory), and both together,
+in turn for several rounds, and says in words which of them is the bottleneck. Runs under torchrun
+too; then it gives the sum over the ranks as rank 0 sees it.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from itertools import islice
+
+import torch
+
+from resnet_dist import dist
+from resnet_dist.config import Config
+from resnet_dist.config_load import load_config, parse_arguments
+from resnet_dist.data.jobs import Batch
+from resnet_dist.dist import World
+from resnet_dist.errors import UserError
+from resnet_dist.inputs import sync_open_inputs
+from resnet_dist.models.wrap import warm_up_buckets, wrap_model
+from resnet_dist.plan import plan_batches
+from resnet_dist.step import train_step
+from resnet_dist.train import build_state, configure_torch, step_settings, train_loader
+
+ROUNDS = 3
+SECONDS = 6.0
+"""Least time of one measurement, after one step that is not counted."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and print a table. Returns the exit code."""
+    arguments = parse_arguments(argv, prog="resnet_dist.bench", description=__doc__ or "")
+    try:
+        config = load_config(arguments.files, arguments.overrides).config
+        world = dist.start(config.dist)
+        rates = measure(config, world)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if world.is_main:
+        print(report(config, world, rates))
+    dist.stop(world)
+    return 0
+
+
+def measure(config: Config, world: World) -> dict[str, list[float]]:
+    """Images/s over all ranks of each part, one figure a round."""
+    configure_torch(config.train, world)
+    inputs = sync_open_inputs(config, world)
+    plan = plan_batches(
+        config.train.global_batch_size,
+        world.size,
+        max_micro_batch_size=config.train.max_micro_batch_size,
+        accumulation_steps=config.train.accumulation_steps,
+    )
+    state = build_state(config, inputs, world)
+    network = wrap_model(state.model, train=config.train, dist=config.dist, world=world)
+    warm_up_buckets(network, train=config.train, size=config.data.train_size, device=world.device)
+    loader = train_loader(config, inputs, plan, world)
+    settings = step_settings(config.train, plan)
+
+    def skip(batches: Iterator[Batch]) -> None:
+        for _ in islice(batches, settings.accumulation_steps):
+            pass
+
+    def step(batches: Iterator[Batch]) -> None:
+        train_step(
+            network,
+            batches,
+            optimizer=state.optimizer,
+            scaler=state.scaler,
+            settings=settings,
+            on_logits=state.meter.update,
+        )
+
+    with closing(loader.batches(0, settings.accumulation_steps)) as batches:
+        fixed = list(islice(batches, settings.accumulation_steps))
+    rates: dict[str, list[float]] = {"loader": [], "step": [], "both": []}
+    for _ in range(ROUNDS):
+        for name, function in (("loader", skip), ("both", step)):
+            with closing(loader.batches(0, 10**9)) as batches:
+                rates[name].append(_rate(config, world, function, batches))
+        rates["step"].append(_rate(config, world, step, _repeat(fixed)))
+    return rates
+
+
+def _repeat(batches: list[Batch]) -> Iterator[Batch]:
+    while True:
+        yield from batches
+
+
+def _rate(
+    config: Config,
+    world: World,
+    function: Callable[[Iterator[Batch]], None],
+    batches: Iterator[Batch],
+) -> float:
+    """Images/s over all ranks: enough steps for `SECONDS`, the same number on every rank."""
+
+    def run(steps: int) -> float:
+        start = time.perf_counter()
+        for _ in range(steps):
+            function(batches)
+        if world.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    run(1)  # starts workers and fills their queues
+    first = dist.sync_broadcast_object(run(1), world)
+    steps = max(2, int(SECONDS / max(first, 1e-4)))
+    return steps * config.train.global_batch_size / run(steps)
+
+
+def report(config: Config, world: World, rates: dict[str, list[float]]) -> str:
+    """The table and the verdict."""
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    lines = [f"{config.model.name}, {world.size} rank(s) on {world.device.type}, images/s:"]
+    for name, values in rates.items():
+        spread = f"{min(values):.0f} to {max(values):.0f} in {len(values)} rounds"
+        lines.append(f"  {name:<7}{medians[name]:>10.1f}   ({spread})")
+    share = medians["both"] / medians["step"]
+    if medians["loader"] < medians["step"]:
+        remedy = "more data.num_workers, data.loader=dali, or smaller images"
+        verdict = f"the loader is the bottleneck: {remedy}"
+    elif share < 0.95:
+        verdict = "loader and step share the same cores: the step loses time to the loader"
+    else:
+        verdict = "the step is the bottleneck, and the loader keeps up"
+    lines.append(f"together {share:.0%} of the step alone; {verdict}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

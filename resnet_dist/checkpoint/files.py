@@ -1,0 +1,162 @@
+"""One checkpoint file: written whole or not at all, verified when it is read.
+
+A file is what `torch.save` makes, a zip archive, whose archive comment holds the SHA-256 of
+everything before it. So `torch.load(path, weights_only=True)` reads it anywhere, and any change of
+any byte is noticed here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any, BinaryIO, cast
+
+import torch
+
+from resnet_dist.errors import UserError
+from resnet_dist.failpoints import failpoint
+
+FORMAT = 1
+_PREFIX = b"sha256:"
+_COMMENT_BYTES = len(_PREFIX) + 64
+_END_RECORD_BYTES = 22  # of a zip archive without comment
+_END_SIGNATURE = b"PK\x05\x06"
+
+
+class CorruptCheckpointError(UserError):
+    """The file is not what was written: truncated, altered, or never finished."""
+
+
+class _HashingWriter(io.RawIOBase):
+    """Forwards to a file and hashes what passes."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__()
+        self._file = file
+        self.sha256 = hashlib.sha256()
+        self._announced = False
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        if not self._announced:
+            self._announced = True
+        else:
+            failpoint("checkpoint.mid_write")
+        self.sha256.update(data)
+        self._file.write(data)
+        return len(data)
+
+
+def write_checkpoint(path: Path, payload: dict[str, Any]) -> None:
+    """Serialise, make durable, and give the file its name. Raises OSError (for example ENOSPC).
+
+    `payload` holds tensors and plain containers only, so that it loads with `weights_only=True`.
+    """
+
+    def write(file: BinaryIO) -> None:
+        writer = _HashingWriter(file)
+        torch.save({"format": FORMAT, **payload}, cast("IO[bytes]", writer))
+        _append_checksum(file, writer.sha256.hexdigest())
+
+    commit_file(path, write)
+
+
+def commit_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Make `path` hold what `write` writes, or leave it as it was, whenever the power goes.
+
+    The temporary name starts with a dot and ends in `.tmp`, so that nothing takes it for a
+    checkpoint; `remove_leftovers` deletes it at the next start.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    failpoint("checkpoint.before_write")  # a kill here leaves nothing
+    try:
+        with temporary.open("w+b") as file:
+            write(file)  # a kill in here leaves a part under the temporary name
+            file.flush()
+            failpoint("checkpoint.before_fsync")
+            # Without this the rename may reach the disk before the bytes: a named, empty file.
+            os.fsync(file.fileno())
+        failpoint("checkpoint.before_rename")  # leaves a whole file under the temporary name
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    failpoint("checkpoint.before_folder_fsync")
+    # A process killed here has committed; a power cut here may still lose the new name, and then
+    # the older checkpoints are there, since retention runs only after this.
+    sync_folder(path.parent)
+    failpoint("checkpoint.after_commit")
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and removals in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _append_checksum(file: BinaryIO, digest: str) -> None:
+    """Turn the last field of the zip end record, the comment's length, and append the comment."""
+    file.seek(-_END_RECORD_BYTES, os.SEEK_END)
+    end_record = file.read(_END_RECORD_BYTES)
+    assert end_record.startswith(_END_SIGNATURE), "torch.save no longer writes a plain zip archive"
+    assert end_record.endswith(b"\0\0")
+    file.seek(-2, os.SEEK_END)
+    file.write(struct.pack("<H", _COMMENT_BYTES) + _PREFIX + digest.encode("ascii"))
+
+
+def read_verified(path: Path) -> bytearray:
+    """The file's bytes, checked against its checksum.
+
+    Raises CorruptCheckpointError, or OSError if it cannot be read.
+    """
+    buffer = bytearray(path.stat().st_size)
+    with path.open("rb") as file:
+        length = file.readinto(buffer)
+    body, comment = buffer[:-_COMMENT_BYTES], buffer[-_COMMENT_BYTES:]
+    if length != len(buffer) or len(body) < _END_RECORD_BYTES or not comment.startswith(_PREFIX):
+        raise CorruptCheckpointError(
+            f"checkpoint ({path}): has no checksum at its end, so it is truncated or was not "
+            f"written by resnet_dist; use another one"
+        )
+    length_field = bytes(body[-2:])
+    body[-2:] = b"\0\0"  # as it was when it was hashed
+    digest = hashlib.sha256(body).hexdigest().encode("ascii")
+    if comment != _PREFIX + digest or length_field != struct.pack("<H", _COMMENT_BYTES):
+        raise CorruptCheckpointError(
+            f"checkpoint ({path}): its bytes do not match its checksum; use another one"
+        )
+    return buffer
+
+
+def decode_checkpoint(data: bytes | bytearray, path: Path) -> dict[str, Any]:
+    """Unpickle verified bytes, tensors on the CPU. Raises UserError for a foreign file."""
+    try:
+        payload = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises several unrelated types for what it cannot read
+        raise UserError(
+            f"checkpoint ({path}): torch cannot read it ({type(error).__name__}); use another one"
+        ) from error
+    if not isinstance(payload, dict) or payload.get("format") != FORMAT:
+        found = payload.get("format") if isinstance(payload, dict) else type(payload).__name__
+        raise UserError(
+            f"checkpoint ({path}): is of format {found!r}, and this version reads format "
+            f"{FORMAT}; use the version of resnet_dist that wrote it"
+        )
+    return payload
+
+
+def remove_leftovers(folder: Path) -> list[Path]:
+    """Delete what a killed writer left. Only the owner of the folder may call this."""
+    leftovers = sorted(folder.glob(".*.tmp"))
+    for path in leftovers:
+        path.unlink(missing_ok=True)
+    return leftovers

@@ -1,0 +1,174 @@
+"""The checkpoints of one run folder: which there are, which is used, which are kept.
+
+Owns names (`step_00001234.pt`, `best.pt`), retention, and the choice at a restart. Used by rank 0
+alone but for `sync_load`. Promises that the newest checkpoint is never deleted.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from resnet_dist.checkpoint.files import (
+    CorruptCheckpointError,
+    decode_checkpoint,
+    read_verified,
+    remove_leftovers,
+    sync_folder,
+    write_checkpoint,
+)
+from resnet_dist.config import CheckpointConfig
+from resnet_dist.dist import World, sync_attempt, sync_broadcast_bytes, sync_broadcast_object
+from resnet_dist.errors import UserError
+from resnet_dist.failpoints import failpoint
+
+BEST = "best.pt"
+_NAME = re.compile(r"step_(\d+)\.pt")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A verified checkpoint and how it was found."""
+
+    path: Path
+    payload: dict[str, Any]
+    notes: list[str]
+    """What the user should know: files that were set aside."""
+
+
+class CheckpointManager:
+    """Saves to and finds in one folder."""
+
+    def __init__(self, folder: Path, config: CheckpointConfig) -> None:
+        self.folder = folder
+        self._keep_last = config.keep_last
+        self._keep_best = config.keep_best
+
+    def open(self) -> None:
+        """Make the folder and remove what a killed writer left in it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(self.folder)
+
+    def path(self, step: int) -> Path:
+        """The file of a step's checkpoint."""
+        return self.folder / f"step_{step:08d}.pt"
+
+    def steps(self) -> list[int]:
+        """Steps that have a checkpoint, ascending."""
+        if not self.folder.is_dir():
+            return []
+        matches = (_NAME.fullmatch(entry.name) for entry in self.folder.iterdir())
+        return sorted(int(match.group(1)) for match in matches if match)
+
+    def save(self, payload: dict[str, Any], *, step: int, is_best: bool) -> Path:
+        """Commit a checkpoint, then point `best.pt` at it, then apply retention.
+
+        Raises OSError; then the older checkpoints are as they were.
+        """
+        path = self.path(step)
+        write_checkpoint(path, payload)
+        if is_best and self._keep_best:
+            failpoint("checkpoint.before_best")
+            self._point_best(path)
+        failpoint("checkpoint.before_retention")
+        for old in self.steps()[: -self._keep_last]:
+            self.path(old).unlink(missing_ok=True)
+        sync_folder(self.folder)
+        failpoint("checkpoint.after_retention")
+        return path
+
+    def _point_best(self, path: Path) -> None:
+        """Give a checkpoint the second name `best.pt`, atomically, without copying it."""
+        temporary = self.folder / f".{BEST}.{os.getpid()}.tmp"
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(path, temporary)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(path, temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+        temporary.replace(self.folder / BEST)
+        sync_folder(self.folder)
+
+    def read_newest(self) -> tuple[Path, bytearray, list[str]] | None:
+        """The newest file that verifies. Files that do not are set aside under another name."""
+        notes: list[str] = []
+        for step in reversed(self.steps()):
+            path = self.path(step)
+            try:
+                return path, read_verified(path), notes
+            except CorruptCheckpointError as error:
+                aside = path.with_name(f"{path.name}.corrupt")
+                path.replace(aside)
+                notes.append(f"{error}; it is set aside as {aside.name}, the one before it is used")
+        if notes:
+            raise UserError(
+                "\n".join(notes) + f"\nrun folder ({self.folder}): no checkpoint is left that "
+                f"verifies; set run.resume=never and a new run.dir to start anew"
+            )
+        return None
+
+
+def sync_load(manager: CheckpointManager, resume: str, world: World) -> Loaded | None:
+    """Find, verify and distribute the checkpoint that `run.resume` asks for.
+
+    All ranks must call it. Rank 0 reads, the others get its bytes: thousands of ranks must not
+    read from shared storage, and all must agree which file it is. None: start anew.
+    Raises UserError, the same on all ranks.
+    """
+    found = sync_attempt(world, lambda: _find(manager, resume) if world.is_main else None)
+    header = sync_broadcast_object((str(found[0]), found[2]) if found else None, world)
+    if header is None:
+        return None
+    path = Path(header[0])
+    data = sync_broadcast_bytes(found[1] if found else None, world)
+    payload = sync_attempt(world, lambda: decode_checkpoint(data, path))
+    return Loaded(path, payload, header[1])
+
+
+def _find(manager: CheckpointManager, resume: str) -> tuple[Path, bytearray, list[str]] | None:
+    if resume == "never":
+        if manager.steps():
+            raise UserError(
+                f"run.resume (never): {manager.folder.parent} already holds a run with "
+                f"checkpoints; give run.dir a new folder, or go on with run.resume=auto"
+            )
+        return None
+    if resume in ("auto", "required"):
+        newest = manager.read_newest()
+        if newest is None and resume == "required":
+            raise UserError(
+                f"run.resume (required): there is no checkpoint in {manager.folder}; check "
+                f"run.dir, or start anew with run.resume=auto"
+            )
+        return newest
+    return _find_named(manager, Path(resume).expanduser())
+
+
+def _find_named(manager: CheckpointManager, path: Path) -> tuple[Path, bytearray, list[str]]:
+    """A named file starts a run; once the run folder has its own checkpoints, these go on.
+
+    So a job that names its starting point may be requeued without going back to it.
+    """
+    own = manager.steps()
+    inside = path.resolve().parent == manager.folder.resolve()
+    if own and not inside:
+        newest = manager.read_newest()
+        assert newest is not None
+        note = f"run.resume ({path}): the run folder has its own checkpoints, going on with those"
+        return newest[0], newest[1], [*newest[2], note]
+    if not path.is_file():
+        raise UserError(
+            f"run.resume ({path}): no such file; give a checkpoint file, or one of auto, never, "
+            f"required"
+        )
+    if own and path.name != BEST and path.resolve() != manager.path(own[-1]).resolve():
+        raise UserError(
+            f"run.resume ({path}): the run folder holds a later checkpoint (step {own[-1]}); "
+            f"going back would overwrite it, so give run.dir a new folder"
+        )
+    return path, read_verified(path), []

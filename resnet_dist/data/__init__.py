@@ -1,0 +1,1 @@
+"""The data path: index, order, augmentation parameters, and the loaders that follow them."""

@@ -1,0 +1,122 @@
+"""Augmentation parameters: where each image is cut, and whether it is mirrored.
+
+Owns torchvision's definitions of RandomResizedCrop, Resize, CenterCrop and padded RandomCrop as
+pure functions of (seed, epoch, position in the epoch's order). Touches no pixel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resnet_dist import rng
+from resnet_dist.config import DataConfig
+
+_ATTEMPTS = 10
+_ROW_WORD = 2 * _ATTEMPTS  # before it: area and ratio of each attempt
+_COLUMN_WORD = _ROW_WORD + 1
+_FLIP_WORD = _ROW_WORD + 2
+_WORDS = _ROW_WORD + 4  # a multiple of 4; the last is spare
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """The random choices for n samples."""
+
+    windows: NDArray[np.int32]
+    """`[n, 4]` top, left, height, width, pixels."""
+    shifts: NDArray[np.int32] | None
+    """`[n, 2]` rows, columns in [-crop_padding, crop_padding] (pad_reflect only)."""
+    flips: NDArray[np.bool_]
+    """`[n]`"""
+
+
+def draw(
+    data: DataConfig, sizes: NDArray[np.int32], *, seed: int, epoch: int, start: int
+) -> Augmentation:
+    """Choices for the samples at [start, start + n) of an epoch's order; `sizes` `[n, 2]` int32
+    are the heights and widths of the images, pixels."""
+    words = rng.random_words(
+        seed, rng.Stream.CROP_FLIP, epoch, start=start, count=len(sizes), words=_WORDS
+    )
+    uniform = rng.to_uniform(words)
+    flips = uniform[:, _FLIP_WORD] < data.flip_probability
+    if data.crop == "random_resized":
+        windows = random_resized_windows(sizes, data.crop_scale, data.crop_ratio, uniform)
+        return Augmentation(windows, None, flips)
+    span = 2 * data.crop_padding + 1
+    shifts = (uniform[:, _ROW_WORD : _COLUMN_WORD + 1] * span).astype(np.int32)
+    return Augmentation(whole_images(sizes), shifts - np.int32(data.crop_padding), flips)
+
+
+def random_resized_windows(
+    sizes: NDArray[np.int32],
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    uniform: NDArray[np.float64],
+) -> NDArray[np.int32]:
+    """`[n, 4]` int32 windows (top, left, height, width) as torchvision's
+    `RandomResizedCrop.get_params` finds them: the first of ten attempts that fits, else a centre
+    crop of the nearest ratio (Szegedy et al. 2015, section 6).
+
+    `uniform` is `[n, >= 22]` in [0, 1): area and ratio of each attempt, then row and column.
+    """
+    heights, widths = sizes[:, 0].astype(np.int64), sizes[:, 1].astype(np.int64)
+    attempts = uniform[:, :_ROW_WORD].reshape(-1, _ATTEMPTS, 2)
+    log_low, log_high = np.log(ratio[0]), np.log(ratio[1])
+    areas = (heights * widths)[:, None] * (scale[0] + (scale[1] - scale[0]) * attempts[..., 0])
+    ratios = np.exp(log_low + (log_high - log_low) * attempts[..., 1])
+    tried_w = np.rint(np.sqrt(areas * ratios)).astype(np.int64)
+    tried_h = np.rint(np.sqrt(areas / ratios)).astype(np.int64)
+    fits = (
+        (tried_w > 0) & (tried_w <= widths[:, None]) & (tried_h > 0) & (tried_h <= heights[:, None])
+    )
+    rows = np.arange(len(sizes))
+    first = fits.argmax(axis=1)
+    found = fits[rows, first]
+    fallback_h, fallback_w = _nearest_ratio(heights, widths, ratio)
+    h = np.where(found, tried_h[rows, first], fallback_h)
+    w = np.where(found, tried_w[rows, first], fallback_w)
+    free_h, free_w = heights - h, widths - w
+    random_top = (uniform[:, _ROW_WORD] * (free_h + 1)).astype(np.int64)
+    random_left = (uniform[:, _COLUMN_WORD] * (free_w + 1)).astype(np.int64)
+    top = np.where(found, random_top, free_h // 2)
+    left = np.where(found, random_left, free_w // 2)
+    return np.stack([top, left, h, w], axis=1).astype(np.int32)
+
+
+def _nearest_ratio(
+    heights: NDArray[np.int64], widths: NDArray[np.int64], ratio: tuple[float, float]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Height and width of the largest crop with the image's ratio clipped to the range."""
+    image_ratio = widths / heights
+    tall, wide = image_ratio < min(ratio), image_ratio > max(ratio)
+    h = np.where(tall, np.rint(widths / min(ratio)).astype(np.int64), heights)
+    w = np.where(wide, np.rint(heights * max(ratio)).astype(np.int64), widths)
+    return h, w
+
+
+def whole_images(sizes: NDArray[np.int32]) -> NDArray[np.int32]:
+    """`[n, 4]` int32 windows that take everything."""
+    return np.concatenate([np.zeros_like(sizes), sizes], axis=1).astype(np.int32)
+
+
+def centre_crops(
+    sizes: NDArray[np.int32], resize_size: int, crop_size: int
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Resized `[n, 2]` and crop anchors `[n, 2]` int32 as torchvision's Resize and CenterCrop
+    compute them: the longer side rounded down, the anchor rounded half to even. Other rounding
+    costs accuracy."""
+    sizes = sizes.astype(np.int64)
+    short, long = sizes.min(axis=1), sizes.max(axis=1)
+    new_long = (resize_size * long / short).astype(np.int64)
+    is_tall = sizes[:, 1] <= sizes[:, 0]
+    resized = np.where(
+        is_tall[:, None],
+        np.stack([new_long, np.full_like(new_long, resize_size)], axis=1),
+        np.stack([np.full_like(new_long, resize_size), new_long], axis=1),
+    )
+    anchors = np.rint((resized - crop_size) / 2.0)
+    return resized.astype(np.int32), anchors.astype(np.int32)

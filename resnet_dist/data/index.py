@@ -1,0 +1,251 @@
+"""The index: what a data set is, for loaders that know nothing else of it.
+
+Owns the table of samples (where the bytes lie, label, height, width), its cache on disk and when
+that is out of date. Arrays are memory-mapped: all processes of a node share one copy. Holds a
+folder of class folders; a packed store can fill the same table.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resnet_dist.config import DataConfig
+from resnet_dist.data import scan
+from resnet_dist.errors import UserError
+
+_VERSION = 1
+_MAX_FILES_CHECKED = 100_000
+_COLUMNS = ("labels", "heights", "widths", "lengths", "path_bytes", "path_offsets")
+
+
+@dataclass(frozen=True)
+class Index:
+    """The samples of a split, in a fixed order. Columns are read-only, one entry a sample."""
+
+    folder: Path
+    classes: list[str]
+    """Names by label. Of a validation split: the training split's."""
+    own_classes: list[str]
+    """Class folders of this split."""
+    labels: NDArray[np.int64]
+    heights: NDArray[np.int32]
+    """As stored in the file (EXIF rotation ignored), pixels."""
+    widths: NDArray[np.int32]
+    lengths: NDArray[np.int64]
+    """Of the files, bytes."""
+    path_bytes: NDArray[np.uint8]
+    """All relative paths, one after the other."""
+    path_offsets: NDArray[np.int64]
+    """`[N + 1]` where each begins."""
+    fingerprint: str
+    """sha256 over class names, relative paths, labels and sizes; equal wherever the root lies."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def path(self, sample_id: int) -> str:
+        """File of a sample."""
+        start, stop = self.path_offsets[sample_id : sample_id + 2]
+        return f"{self.folder}/{os.fsdecode(self.path_bytes[start:stop].tobytes())}"
+
+
+def cache_root(data: DataConfig) -> Path:
+    """Where indexes and the embedded data set are kept: `data.cache_dir`, else
+    $RESNET_DIST_CACHE, else ~/.cache/resnet_dist."""
+    chosen = data.cache_dir or os.environ.get("RESNET_DIST_CACHE") or "~/.cache/resnet_dist"
+    return Path(os.path.abspath(Path(chosen).expanduser()))  # noqa: PTH100 (keeps links)
+
+
+def open_index(
+    data: DataConfig,
+    split_name: str,
+    *,
+    build: bool,
+    show_progress: bool,
+    classes: list[str] | None = None,
+) -> Index:
+    """The index of `<data.root>/<split_name>`, from the cache if it is current.
+
+    With `build`, a missing or outdated one is made first; any number of processes may call this at
+    once, and one of them works. Without, the caller says that it was just built: only the class
+    folders are checked. `classes` numbers the labels of a validation split by the training
+    split's classes. Raises UserError for anything wrong with the folder or the cache.
+    """
+    folder = _split_folder(data, split_name)
+    key = hashlib.sha256(os.fsencode(folder)).hexdigest()[:24]
+    cache = cache_root(data) / "index" / key
+    try:
+        index = _load(cache, folder, check_files=build)
+        if index is None and build:
+            with _locked(cache):
+                index = _load(cache, folder, check_files=True)  # another process may have built it
+                if index is None:
+                    _build(cache, folder, show_progress=show_progress)
+                    index = _load(cache, folder, check_files=False)
+    except OSError as error:  # the data folder's own are UserErrors already
+        raise UserError(
+            f"data.cache_dir ({cache}): cannot keep the index there ({error.strerror}); set "
+            f"data.cache_dir or $RESNET_DIST_CACHE to a writable folder"
+        ) from error
+    if index is None:
+        raise UserError(
+            f"data.cache_dir ({cache_root(data)}): holds no current index of {folder}"
+            + (
+                ", which changed while it was read; wait until it is complete"
+                if build
+                else "; build it on this node first, or set data.cache_dir to a folder that all "
+                "nodes share"
+            )
+        )
+    return index if classes is None else _renumber(index, classes)
+
+
+def check_splits(train: Index, val: Index) -> None:
+    """Raise UserError unless every class of `val` is one of `train`'s."""
+    _renumber(val, train.classes)
+    assert val.classes == train.classes, "open the validation index with classes=train.classes"
+
+
+def _renumber(index: Index, classes: list[str]) -> Index:
+    numbers = {name: number for number, name in enumerate(classes)}
+    unknown = [name for name in index.own_classes if name not in numbers]
+    if unknown:
+        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        raise UserError(
+            f"data.val_split ({index.folder}): holds classes that the training split lacks: "
+            f"{', '.join(unknown[:5])}{more}; remove them or add them to the training split"
+        )
+    if classes == index.classes:
+        return index
+    new_labels = np.array([numbers[name] for name in index.classes], dtype=np.int64)
+    return Index(**{**vars(index), "classes": list(classes), "labels": new_labels[index.labels]})
+
+
+def _split_folder(data: DataConfig, split_name: str) -> Path:
+    if data.root is None:
+        raise UserError("data.root (null): no data set to index; give the folder of a data set")
+    root = Path(os.path.abspath(Path(data.root).expanduser()))  # noqa: PTH100 (keeps links)
+    hint = "give a folder with one folder a split (ImageNet's has train/ and val/)"
+    try:
+        there = sorted(e.name for e in root.iterdir() if e.name[0] != "." and e.is_dir())
+    except FileNotFoundError:
+        raise UserError(f"data.root ({root}): does not exist; {hint}") from None
+    except NotADirectoryError:
+        raise UserError(f"data.root ({root}): is not a folder; {hint}") from None
+    except PermissionError:
+        raise UserError(f"data.root ({root}): no permission to read it; mend its mode") from None
+    if not (root / split_name).exists():
+        found = f"has the folders {', '.join(there[:10])}" if there else "has no folders"
+        if len(there) > 10:
+            found += f" and {len(there) - 10} more"
+        raise UserError(f"data.root ({root}): lacks the split {split_name!r} and {found}; {hint}")
+    return root / split_name
+
+
+def _load(cache: Path, folder: Path, *, check_files: bool) -> Index | None:
+    """The cached index, or None if there is none or it is out of date."""
+    classes = scan.list_classes(folder)
+    try:
+        meta = json.loads((cache / "index.json").read_text())
+        if meta["version"] != _VERSION or meta["own_classes"] != classes:
+            return None
+        if not _is_current(folder, meta, check_files=check_files):
+            return None
+        columns = {name: _map(cache / meta["data"] / f"{name}.npy") for name in _COLUMNS}
+    except (FileNotFoundError, ValueError, KeyError):
+        return None  # also when another process replaces it right now
+    return Index(
+        folder=folder,
+        classes=classes,
+        own_classes=classes,
+        fingerprint=meta["fingerprint"],
+        **columns,
+    )
+
+
+def _map(path: Path) -> NDArray[Any]:
+    array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    return array
+
+
+def _is_current(folder: Path, meta: dict[str, Any], *, check_files: bool) -> bool:
+    for name, mtime_ns in meta["directories"].items():
+        try:
+            if (folder / name).stat().st_mtime_ns != mtime_ns:
+                return False
+        except OSError:
+            return False
+    if check_files and meta["files_digest"] is not None:
+        listings = [scan.list_class(folder, name) for name in meta["own_classes"]]
+        return bool(scan.digest_of_files(folder, listings) == meta["files_digest"])
+    return True
+
+
+def _build(cache: Path, folder: Path, *, show_progress: bool) -> None:
+    """Scan the folder and publish the result.
+
+    The columns go to a fresh folder first; replacing index.json, which names that folder, is the
+    one moment at which the new index exists. A kill before it leaves the old one.
+    """
+    files_digest = _digest_if_small(folder)  # before the scan: a change during it shows
+    scanned = scan.scan_folder(folder, show_progress=show_progress)
+    if len(scanned.labels) > _MAX_FILES_CHECKED:
+        files_digest = None
+    columns = Path(tempfile.mkdtemp(prefix="data-", dir=cache))
+    for name in _COLUMNS:
+        np.save(columns / f"{name}.npy", getattr(scanned, name))
+    meta = {
+        "version": _VERSION,
+        "folder": str(folder),
+        "own_classes": scanned.classes,
+        "directories": scanned.directories,
+        "files_digest": files_digest,
+        "fingerprint": _fingerprint(scanned),
+        "data": columns.name,
+    }
+    temporary = cache / "index.json.tmp"  # the lock is held: nobody else writes it
+    temporary.write_text(json.dumps(meta))
+    temporary.replace(cache / "index.json")
+    for old in cache.glob("data-*"):
+        if old != columns:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _digest_if_small(folder: Path) -> str | None:
+    listings: list[scan.ClassListing] = []
+    num_files = 0
+    for name in scan.list_classes(folder):
+        listings.append(scan.list_class(folder, name))
+        num_files += len(listings[-1].files)
+        if num_files > _MAX_FILES_CHECKED:
+            return None
+    return scan.digest_of_files(folder, listings)
+
+
+def _fingerprint(scanned: scan.ScannedFolder) -> str:
+    digest = hashlib.sha256("\0".join(scanned.classes).encode(errors="surrogateescape"))
+    for name in _COLUMNS:
+        digest.update(getattr(scanned, name).data.cast("B"))
+    return digest.hexdigest()
+
+
+@contextmanager
+def _locked(cache: Path) -> Iterator[None]:
+    """Hold the cache folder's lock; POSIX locks also work between the nodes of an NFS share."""
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / "lock").open("w") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,121 @@
+"""Which samples form a batch, and what is done to each: pure functions of integers.
+
+Owns the order of an epoch and puts it together with `resnet_dist.data.augment` into jobs. Reads
+the index's columns and nothing else; any step is as quick to ask for as the first.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resnet_dist import rng
+from resnet_dist.config import DataConfig
+from resnet_dist.data import augment
+from resnet_dist.data.jobs import Job
+from resnet_dist.errors import UserError
+from resnet_dist.plan import BatchPlan
+
+
+class SampleTable(Protocol):
+    """The columns that a job is made from (see `Index`)."""
+
+    @property
+    def labels(self) -> NDArray[np.int64]: ...
+    @property
+    def heights(self) -> NDArray[np.int32]: ...
+    @property
+    def widths(self) -> NDArray[np.int32]: ...
+    def __len__(self) -> int: ...
+
+
+def steps_per_epoch(num_samples: int, global_batch_size: int) -> int:
+    """Whole global batches in the data; the tail, smaller than one, is dropped for the epoch.
+
+    Raises UserError if there is not even one.
+    """
+    if num_samples < global_batch_size:
+        raise UserError(
+            f"train.global_batch_size ({global_batch_size}): exceeds the {num_samples} training "
+            f"samples; set train.global_batch_size={num_samples} or less"
+        )
+    return num_samples // global_batch_size
+
+
+def epoch_and_position(step: int, num_samples: int, global_batch_size: int) -> tuple[int, int]:
+    """The epoch of a step, and where in that epoch's order its global batch begins."""
+    epoch, index = divmod(step, steps_per_epoch(num_samples, global_batch_size))
+    return epoch, index * global_batch_size
+
+
+@lru_cache(maxsize=1)  # the current epoch: once a process, not once a step
+def _epoch_order(seed: int, epoch: int, num_samples: int) -> NDArray[np.integer]:
+    order = rng.permutation(seed, epoch, num_samples)
+    compact = order.astype(np.int32) if num_samples < 2**31 else order
+    compact.setflags(write=False)
+    return compact
+
+
+def sample_ids_of_step(
+    seed: int, step: int, num_samples: int, global_batch_size: int
+) -> NDArray[np.int64]:
+    """The samples of a step's global batch over all ranks, `[global_batch_size]` int64."""
+    epoch, start = epoch_and_position(step, num_samples, global_batch_size)
+    order = _epoch_order(seed, epoch, num_samples)
+    return order[start : start + global_batch_size].astype(np.int64)
+
+
+def train_job(
+    data: DataConfig,
+    index: SampleTable,
+    *,
+    plan: BatchPlan,
+    seed: int,
+    rank: int,
+    step: int,
+    micro: int,
+) -> Job:
+    """What `rank` computes in micro-batch `micro` of a training step."""
+    epoch, start = epoch_and_position(step, len(index), plan.global_batch_size)
+    low, high = plan.micro_slice(rank, micro)
+    order = _epoch_order(seed, epoch, len(index))
+    sample_ids = order[start + low : start + high].astype(np.int64)
+    sizes = np.stack([index.heights[sample_ids], index.widths[sample_ids]], axis=1)
+    plan_of_augmentation = augment.draw(data, sizes, seed=seed, epoch=epoch, start=start + low)
+    return Job(
+        step=step,
+        sample_ids=sample_ids,
+        labels=np.asarray(index.labels[sample_ids]),
+        crops=np.zeros((len(sample_ids), 2), dtype=np.int32),
+        resized=np.full((len(sample_ids), 2), data.train_size, dtype=np.int32),
+        size=data.train_size,
+        windows=plan_of_augmentation.windows,
+        shifts=plan_of_augmentation.shifts,
+        flips=plan_of_augmentation.flips,
+    )
+
+
+def num_eval_batches(num_samples: int, batch_size: int) -> int:
+    """Evaluation batches over all ranks; the last may be smaller."""
+    return -(-num_samples // batch_size)
+
+
+def eval_job(data: DataConfig, index: SampleTable, *, batch_size: int, batch: int) -> Job:
+    """Evaluation batch number `batch`: the samples [batch * batch_size, ...) in index order."""
+    sample_ids = np.arange(batch * batch_size, min((batch + 1) * batch_size, len(index)))
+    sizes = np.stack([index.heights[sample_ids], index.widths[sample_ids]], axis=1)
+    resized, crops = augment.centre_crops(sizes, data.eval_resize_size, data.eval_size)
+    return Job(
+        step=batch,
+        sample_ids=sample_ids,
+        labels=np.asarray(index.labels[sample_ids]),
+        windows=augment.whole_images(sizes),
+        resized=resized,
+        crops=crops,
+        shifts=None,
+        flips=np.zeros(len(sample_ids), dtype=np.bool_),
+        size=data.eval_size,
+    )

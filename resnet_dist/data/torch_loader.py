@@ -1,0 +1,228 @@
+"""The loader on torch's DataLoader and torchvision's decoder.
+
+Owns its reader processes: each makes whole micro-batches, ends with the iterator and dies with the
+trainer. Does not choose samples or augmentations: see `resnet_dist.data.order`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from resnet_dist.config import DataConfig
+from resnet_dist.data import order, worker
+from resnet_dist.data.decode import decode_rgb
+from resnet_dist.data.index import Index
+from resnet_dist.data.jobs import Batch, Job
+from resnet_dist.data.store import FolderStore, Store
+from resnet_dist.data.transforms import DeviceStage, one_ahead
+from resnet_dist.errors import UserError
+from resnet_dist.plan import BatchPlan
+
+
+@dataclass(frozen=True)
+class _HostBatch:
+    job: Job
+    images: torch.Tensor
+    """`[n, size, size, 3]` uint8, flipped unless the job has shifts (which come first)."""
+
+    def pin_memory(self) -> _HostBatch:
+        """Called by the DataLoader's pinning thread."""
+        return _HostBatch(self.job, self.images.pin_memory())
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """A UserError on its way to the trainer: raised there, without a reader's traceback."""
+
+    message: str
+
+
+class _MicroBatches(Dataset[_HostBatch | _Failure]):
+    """Work items, each a micro-batch, by number."""
+
+    def __init__(
+        self, make_job: Callable[[int], Job], index: Index, store: Store, *, mode: str, shared: bool
+    ) -> None:
+        self._make_job = make_job
+        self._index = index
+        self._store = store
+        self._mode = mode
+        self._shared = shared
+
+    def __getitem__(self, item: int) -> _HostBatch | _Failure:
+        try:
+            job = self._make_job(item)
+            images = torch.empty((len(job), job.size, job.size, 3), dtype=torch.uint8)
+            if self._shared:  # written in place: no copy on the way to the trainer
+                images.share_memory_()  # type: ignore[no-untyped-call]
+            for row, encoded in enumerate(self._store.read(job.sample_ids)):
+                image = decode_rgb(encoded, self._index, int(job.sample_ids[row]))
+                images[row] = _transform(image, job, row, mode=self._mode)
+        except UserError as error:
+            return _Failure(str(error))
+        return _HostBatch(job, images)
+
+
+def _transform(image: torch.Tensor, job: Job, row: int, *, mode: str) -> torch.Tensor:
+    """Window, antialiased resize, crop, flip: `[3, H, W]` to `[size, size, 3]` uint8."""
+    top, left, height, width = job.windows[row].tolist()
+    resized_height, resized_width = job.resized[row].tolist()
+    image = image[:, top : top + height, left : left + width]
+    # Packed, or the resize would not take it for channels-last and return it transposed: slower.
+    image = image[None].contiguous(memory_format=torch.channels_last)
+    if (height, width) != (resized_height, resized_width):
+        # On uint8 this is the routine whose rounding is Pillow's, as in the published pipelines.
+        size = (resized_height, resized_width)
+        image = F.interpolate(image, size, mode=mode, antialias=True)
+    top, left = job.crops[row].tolist()
+    image = image[0, :, top : top + job.size, left : left + job.size]
+    if job.flips[row] and job.shifts is None:
+        image = image.flip(2)
+    return image.permute(1, 2, 0)
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+def _start_worker(parent_pid: int, _worker_id: int) -> None:
+    worker.isolate(parent_pid)
+
+
+class _Reader:
+    """Runs work items through reader processes and finishes them on the device."""
+
+    def __init__(
+        self, data: DataConfig, index: Index, *, device: torch.device, num_workers: int
+    ) -> None:
+        self._data = data
+        self._index = index
+        self._device = device
+        self._num_workers = num_workers
+        self._stage = DeviceStage(data, device)
+
+    def run(self, make_job: Callable[[int], Job], items: range) -> Generator[Batch, None, None]:
+        """Batches of the items, in order. Closing the generator ends the readers."""
+        loader = self._build(make_job, items)
+        with worker.signals_held_back():
+            results = iter(loader)
+        with contextlib.closing(one_ahead(results, self._finish, self._device)) as batches:
+            try:
+                yield from batches
+            finally:
+                if self._num_workers:
+                    results._shutdown_workers()  # type: ignore[attr-defined]  # now, not when a traceback lets go of it
+
+    def _build(
+        self, make_job: Callable[[int], Job], items: range
+    ) -> DataLoader[_HostBatch | _Failure]:
+        dataset = _MicroBatches(
+            make_job,
+            self._index,
+            FolderStore(self._index),
+            mode=self._data.interpolation,
+            shared=self._num_workers > 0,
+        )
+        return DataLoader(
+            dataset,
+            batch_size=None,
+            sampler=items,
+            collate_fn=_as_it_is,
+            num_workers=self._num_workers,
+            prefetch_factor=self._data.prefetch_batches if self._num_workers else None,
+            worker_init_fn=partial(_start_worker, os.getpid()),
+            multiprocessing_context="fork" if self._num_workers else None,
+            pin_memory=self._device.type == "cuda",
+            generator=torch.Generator(),  # else each iterator draws from the global state
+        )
+
+    def _finish(self, result: _HostBatch | _Failure) -> Batch:
+        if isinstance(result, _Failure):
+            raise UserError(result.message)
+        is_flipped = result.job.shifts is None
+        return self._stage(result.images, result.job, is_flipped=is_flipped)
+
+    def check_shared_memory(self, micro_batch_size: int, size: int) -> None:
+        """Raise UserError if the batches in flight do not fit into /dev/shm: a bus error would
+        end the readers later. All ranks of the node share it; their number is not known here."""
+        batches = self._num_workers * self._data.prefetch_batches + 1
+        needed = batches * micro_batch_size * size * size * 3 if self._num_workers else 0
+        status = os.statvfs("/dev/shm")
+        free = status.f_bavail * status.f_frsize
+        if needed > free:
+            raise UserError(
+                f"data.num_workers ({self._num_workers}): the batches in flight need "
+                f"{needed >> 20} MiB of /dev/shm, which has {free >> 20} MiB free; enlarge it "
+                f"(docker run --shm-size), or lower data.num_workers or data.prefetch_batches"
+            )
+
+
+class TorchTrainLoader:
+    """Micro-batches of one rank for training, from any step on."""
+
+    name = "torch"
+
+    def __init__(
+        self,
+        data: DataConfig,
+        index: Index,
+        *,
+        plan: BatchPlan,
+        seed: int,
+        rank: int,
+        device: torch.device,
+        num_workers: int,
+    ) -> None:
+        self.steps_per_epoch = order.steps_per_epoch(len(index), plan.global_batch_size)
+        self._plan = plan
+        self._reader = _Reader(data, index, device=device, num_workers=num_workers)
+        self._reader.check_shared_memory(plan.largest_micro_batch, data.train_size)
+        self._train_job = partial(order.train_job, data, index, plan=plan, seed=seed, rank=rank)
+
+    def batches(self, start_step: int, stop_step: int) -> Iterator[Batch]:
+        """The micro-batches of steps [start_step, stop_step), in order.
+
+        Raises UserError, naming the file, for one that is damaged, changed or gone.
+        """
+        micros = self._plan.accumulation_steps
+        return self._reader.run(self._job_of_item, range(start_step * micros, stop_step * micros))
+
+    def _job_of_item(self, item: int) -> Job:
+        step, micro = divmod(item, self._plan.accumulation_steps)
+        return self._train_job(step=step, micro=micro)
+
+
+class TorchEvalLoader:
+    """This rank's share of the evaluation batches."""
+
+    name = "torch"
+
+    def __init__(
+        self,
+        data: DataConfig,
+        index: Index,
+        *,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        device: torch.device,
+        num_workers: int,
+    ) -> None:
+        self.num_batches = order.num_eval_batches(len(index), batch_size)
+        self._items = range(rank, self.num_batches, world_size)
+        self._reader = _Reader(data, index, device=device, num_workers=num_workers)
+        self._reader.check_shared_memory(min(batch_size, len(index)), data.eval_size)
+        self._eval_job = partial(order.eval_job, data, index, batch_size=batch_size)
+
+    def batches(self) -> Iterator[Batch]:
+        """Batches rank, rank + world_size, ...; every sample is in one batch of one rank."""
+        return self._reader.run(lambda item: self._eval_job(batch=item), self._items)

@@ -1,0 +1,122 @@
+"""The last stage of every loader, on the training device: uint8 images to network input.
+
+Owns the reflected shift, the flip and the normalisation, so that loaders differ in nothing but how
+they decode and resize. Also owns the hand-over to a GPU, one batch ahead of the consumer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from resnet_dist.config import DataConfig
+from resnet_dist.data.jobs import Batch, Job
+
+_T = TypeVar("_T")
+
+
+class DeviceStage:
+    """Makes a `Batch` of decoded, resized and cropped images."""
+
+    def __init__(self, data: DataConfig, device: torch.device) -> None:
+        self._device = device
+        mean = torch.tensor(data.mean, dtype=torch.float64)
+        std = torch.tensor(data.std, dtype=torch.float64)
+        self._scale = (1.0 / (255.0 * std)).to(device, torch.float32)
+        self._bias = (-mean / std).to(device, torch.float32)
+
+    def __call__(self, images: torch.Tensor, job: Job, *, is_flipped: bool) -> Batch:
+        """Finish `[n, size, size, 3]` uint8 images, which lie on the host (pinned, for a GPU) or on
+        the device already. `is_flipped`: the loader has mirrored them as the job says.
+        """
+        images = images.to(self._device, non_blocking=True)
+        if job.shifts is not None:
+            images = shift_and_flip(images, job.shifts, job.flips, is_flipped=is_flipped)
+        elif not is_flipped:
+            flips = _to(job.flips, self._device)[:, None, None, None]
+            images = torch.where(flips, images.flip(2), images)
+        return Batch(
+            step=job.step,
+            images=self.normalise(images),
+            labels=_to(job.labels, self._device),
+            sample_ids=job.sample_ids,
+        )
+
+    def normalise(self, images: torch.Tensor) -> torch.Tensor:
+        """(x / 255 - mean) / std: `[n, S, S, 3]` uint8 to `[n, 3, S, S]` float32 channels-last."""
+        n, height, width, _ = images.shape
+        # Whole rows as the inner dimension: a loop over three channels would not vectorise.
+        rows = images.reshape(n * height, width * 3).to(torch.float32)
+        torch.addcmul(self._bias.repeat(width), rows, self._scale.repeat(width), out=rows)
+        return rows.view(n, height, width, 3).permute(0, 3, 1, 2)
+
+
+def shift_and_flip(
+    images: torch.Tensor,
+    shifts: NDArray[np.int32],
+    flips: NDArray[np.bool_],
+    *,
+    is_flipped: bool,
+) -> torch.Tensor:
+    """torchvision's RandomCrop(size, padding, padding_mode="reflect"), then the flip.
+
+    `images` `[n, S, S, 3]` uint8; `shifts` `[n, 2]` rows and columns in [-padding, padding].
+    Reads through reflected coordinates, so no padded copy is made.
+    """
+    n, size = images.shape[:2]
+    device = images.device
+    offsets = torch.arange(size, device=device)
+    mirrored = _to(flips, device)[:, None]
+    shift = _to(shifts, device).long()
+    rows = _reflect(offsets + shift[:, :1], size)
+    columns = torch.where(mirrored, size - 1 - offsets, offsets) + shift[:, 1:]
+    columns = _reflect(columns, size)
+    if is_flipped:  # the source is a mirror image already: read it from the other side
+        columns = torch.where(mirrored, size - 1 - columns, columns)
+    samples = torch.arange(n, device=device)[:, None, None]
+    return images[samples, rows[:, :, None], columns[:, None, :]]
+
+
+def _reflect(positions: torch.Tensor, size: int) -> torch.Tensor:
+    positions = positions.abs()
+    return torch.where(positions >= size, 2 * (size - 1) - positions, positions)
+
+
+def _to(array: NDArray[np.generic], device: torch.device) -> torch.Tensor:
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor
+
+
+def one_ahead(
+    items: Iterable[_T], finish: Callable[[_T], Batch], device: torch.device
+) -> Generator[Batch, None, None]:
+    """Finish items in order; on a GPU, on a stream of their own while the last one is consumed."""
+    if device.type != "cuda":
+        for item in items:
+            yield finish(item)
+        return
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    ready: tuple[Batch, torch.cuda.Event] | None = None
+    for item in items:
+        with torch.cuda.stream(stream):
+            following = (finish(item), stream.record_event())
+        if ready is not None:
+            yield _claim(*ready)
+        ready = following
+    if ready is not None:
+        yield _claim(*ready)
+
+
+def _claim(batch: Batch, done: torch.cuda.Event) -> Batch:
+    """Let the consumer's stream wait for a batch (the host does not) and own its memory."""
+    current = torch.cuda.current_stream(batch.images.device)
+    current.wait_event(done)
+    batch.images.record_stream(current)
+    batch.labels.record_stream(current)
+    return batch

@@ -1,0 +1,91 @@
+"""The data of a run: the indexes of its two splits, opened on every rank.
+
+The index is built, and the embedded data set made, by one rank of each node; the others wait, then
+map the same files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from resnet_dist.config import Config, DataConfig
+from resnet_dist.data.build import (
+    SYNTHETIC_TRAIN,
+    SYNTHETIC_VAL,
+    Index,
+    SyntheticIndex,
+    cache_root,
+    check_splits,
+    choose_loader,
+    open_index,
+)
+from resnet_dist.data.shapes import ensure_shapes
+from resnet_dist.dist import World, sync_attempt
+from resnet_dist.errors import UserError
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What is trained on and evaluated on."""
+
+    data: DataConfig
+    """With `root` set to the embedded data set's folder where none was given."""
+    train: Index | SyntheticIndex
+    val: Index | SyntheticIndex
+    num_classes: int
+    """Outputs of the model: `model.num_classes`, or the number of the data's classes."""
+    is_embedded: bool
+
+
+def sync_open_inputs(config: Config, world: World) -> Inputs:
+    """Open (and first build, if need be) both indexes. All ranks must call it.
+
+    Raises UserError, the same on all ranks.
+    """
+    if choose_loader(config.data, world.device) == "synthetic":
+        indexes = SYNTHETIC_TRAIN, SYNTHETIC_VAL
+        return _checked(config, config.data, indexes, is_embedded=False)
+
+    def build() -> None:
+        if world.local_rank == 0:
+            open_inputs(config, show_progress=world.is_main)
+
+    sync_attempt(world, build)
+    return sync_attempt(world, lambda: open_inputs(config, show_progress=False))
+
+
+def open_inputs(config: Config, *, show_progress: bool) -> Inputs:
+    """Open both indexes in this process alone, building what is missing."""
+    data, is_embedded = config.data, config.data.root is None
+    if is_embedded:
+        root = ensure_shapes(cache_root(data), show_progress=show_progress)
+        data = replace(data, root=str(root), train_split="train", val_split="val")
+    train = open_index(data, data.train_split, build=True, show_progress=show_progress)
+    val = open_index(
+        data, data.val_split, classes=train.classes, build=True, show_progress=show_progress
+    )
+    check_splits(train, val)
+    return _checked(config, data, (train, val), is_embedded=is_embedded)
+
+
+def _checked(
+    config: Config,
+    data: DataConfig,
+    indexes: tuple[Index | SyntheticIndex, Index | SyntheticIndex],
+    *,
+    is_embedded: bool,
+) -> Inputs:
+    train, val = indexes
+    num_classes = config.model.num_classes or len(train.classes)
+    if num_classes < len(train.classes):
+        raise UserError(
+            f"model.num_classes ({num_classes}): the data has {len(train.classes)} classes; leave "
+            f"it out to use that number"
+        )
+    batch = config.train.global_batch_size
+    if len(train) < batch:
+        raise UserError(
+            f"train.global_batch_size ({batch}): exceeds the {len(train)} training samples; lower "
+            f"it to at most {len(train)}"
+        )
+    return Inputs(data, train, val, num_classes, is_embedded)

@@ -1,0 +1,85 @@
+"""Files that survive a kill and a full disk: replaced whole, or appended to record by record."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+
+def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Make `path` hold what `write` writes, or leave it as it was, whenever the power goes."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())  # or the rename may reach the disk before the bytes
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make new names, renames and removals in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class AppendOnlyFile:
+    """Appends whole records, each handed to the kernel at once, so that a kill loses none.
+
+    A record that cannot be written (a full disk) is kept in memory and tried again with the next
+    one: a full disk does not end the training. Only `flush` insists.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = path.open("ab", buffering=0)
+        self._pending = bytearray()
+        self._has_warned = False
+        sync_folder(path.parent)
+
+    def append(self, record: bytes) -> None:
+        """Write a record, or keep it for later and warn once on stderr."""
+        self._pending += record
+        try:
+            self._write_pending()
+        except OSError as error:
+            if not self._has_warned:
+                print(
+                    f"warning: {self._path} cannot be written ({error.strerror}); its records are "
+                    f"kept in memory and tried again; free some space",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            self._has_warned = True
+
+    def flush(self) -> None:
+        """Return when all records are on the disk. Raises OSError where that is impossible."""
+        self._write_pending()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Flush and close. Closing twice is fine."""
+        if not self._file.closed:
+            try:
+                self.flush()
+            finally:
+                self._file.close()
+
+    def _write_pending(self) -> None:
+        # A write that stops half way leaves the rest of the record pending, so going on mends it;
+        # a kill before that leaves a part of a record, which the next start cuts off.
+        while self._pending:
+            written = self._file.write(self._pending)
+            assert written is not None  # the file is blocking
+            del self._pending[:written]
+        self._has_warned = False

@@ -1,0 +1,64 @@
+"""Where the time goes, by the host's clock: images/s, step time, share of waiting for data."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+class Throughput:
+    """Times one log interval after another."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._start = time.perf_counter()
+        self._waited = 0.0
+        self._steps = 0
+
+    def watch(self, batches: Iterator[T]) -> Iterator[T]:
+        """Pass batches on and add up how long each was waited for."""
+        while True:
+            start = time.perf_counter()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            self._waited += time.perf_counter() - start
+            yield batch
+
+    def count_step(self) -> None:
+        """A step was dispatched."""
+        self._steps += 1
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out what happens inside, such as an evaluation."""
+        start = time.perf_counter()
+        yield
+        self._start += time.perf_counter() - start
+
+    def read_and_reset(self, samples: int) -> dict[str, float]:
+        """Rates since the last call, of `samples` images over all ranks: images_per_second,
+        step_time_ms, data_wait_share (of 1, this rank), memory_gib (peak of this process)."""
+        now = time.perf_counter()
+        elapsed = max(now - self._start, 1e-9)
+        result = {
+            "images_per_second": samples / elapsed,
+            "step_time_ms": 1e3 * elapsed / max(self._steps, 1),
+            "data_wait_share": min(1.0, self._waited / elapsed),
+            "memory_gib": self._memory_gib(),
+        }
+        self._start, self._waited, self._steps = now, 0.0, 0
+        return result
+
+    def _memory_gib(self) -> float:
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device) / 2**30
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts KiB

@@ -1,0 +1,192 @@
+"""ResNet-18 to ResNet-152 (He et al. 2015, arXiv:1512.03385) and their usual variants.
+
+Promises torchvision's module and parameter names, and its arithmetic for the standard stem with
+`stride=v1.5`: a state dict goes both ways unchanged and the logits are equal. ResNet-D (He et al.
+2018, arXiv:1812.01187, figure 2) takes the names of timm's resnet18d ... resnet152d, since
+torchvision has none. Does not draw its own seed: see `resnet_dist.models.build`.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from resnet_dist.config import ModelConfig
+
+
+def _convolution(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    """A padded convolution without bias: batch norm follows, and would subtract it."""
+    return nn.Conv2d(
+        in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, bias=False
+    )
+
+
+def _norm(channels: int, config: ModelConfig) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(channels, eps=config.batch_norm_eps, momentum=config.batch_norm_momentum)
+
+
+def _shortcut(
+    in_channels: int, out_channels: int, stride: int, *, config: ModelConfig
+) -> nn.Sequential | None:
+    """The projection of a block's input; None where the input can be added as it is."""
+    if stride == 1 and in_channels == out_channels:
+        return None
+    if config.stem != "d":
+        return nn.Sequential(
+            _convolution(in_channels, out_channels, 1, stride), _norm(out_channels, config)
+        )
+    # ResNet-D: a strided 1x1 would ignore three quarters of its input, so average it first. Odd
+    # sizes round up, as the strided convolution on the other branch does.
+    pool = nn.AvgPool2d(2, stride, ceil_mode=True, count_include_pad=False)
+    return nn.Sequential(
+        pool if stride == 2 else nn.Identity(),
+        _convolution(in_channels, out_channels, 1),
+        _norm(out_channels, config),
+    )
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions, `[N, C, H, W]` to `[N, channels, H / stride, W / stride]`.
+
+    The stride is in the first: v1 and v1.5 are the same network.
+    """
+
+    expansion = 1
+
+    def __init__(
+        self, in_channels: int, channels: int, *, stride: int, config: ModelConfig
+    ) -> None:
+        super().__init__()
+        self.conv1 = _convolution(in_channels, channels, 3, stride)
+        self.bn1 = _norm(channels, config)
+        self.conv2 = _convolution(channels, channels, 3)
+        self.bn2 = _norm(channels, config)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = _shortcut(in_channels, channels, stride, config=config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        identity = x if self.downsample is None else self.downsample(x)
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        out += identity
+        activated: Tensor = self.relu(out)
+        return activated
+
+    @property
+    def last_norm(self) -> nn.BatchNorm2d:
+        """The batch norm that ends the residual branch."""
+        return self.bn2
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 convolutions, `[N, C, H, W]` to `[N, 4 channels, H / stride, W / stride]`.
+
+    v1 (the paper) strides in the first 1x1 and drops three quarters of its input there; v1.5
+    (Facebook's and torchvision's) strides in the 3x3.
+    """
+
+    expansion = 4
+
+    def __init__(
+        self, in_channels: int, channels: int, *, stride: int, config: ModelConfig
+    ) -> None:
+        super().__init__()
+        out_channels = channels * self.expansion
+        first, second = (stride, 1) if config.stride == "v1" else (1, stride)
+        self.conv1 = _convolution(in_channels, channels, 1, first)
+        self.bn1 = _norm(channels, config)
+        self.conv2 = _convolution(channels, channels, 3, second)
+        self.bn2 = _norm(channels, config)
+        self.conv3 = _convolution(channels, out_channels, 1)
+        self.bn3 = _norm(out_channels, config)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = _shortcut(in_channels, out_channels, stride, config=config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        identity = x if self.downsample is None else self.downsample(x)
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn2(self.conv2(out)))
+        out = self.bn3(self.conv3(out))
+        out += identity
+        activated: Tensor = self.relu(out)
+        return activated
+
+    @property
+    def last_norm(self) -> nn.BatchNorm2d:
+        """The batch norm that ends the residual branch."""
+        return self.bn3
+
+
+Block = type[BasicBlock] | type[Bottleneck]
+
+
+def _stem(config: ModelConfig) -> nn.Module:
+    """The first convolution(s), `[N, 3, H, W]` to `[N, width, H / 2, W / 2]` (cifar: H, W)."""
+    if config.stem == "cifar":
+        return _convolution(3, config.width, 3)
+    if config.stem == "standard":
+        return _convolution(3, config.width, 7, 2)
+    half = config.width // 2
+    return nn.Sequential(
+        _convolution(3, half, 3, 2),
+        _norm(half, config),
+        nn.ReLU(inplace=True),
+        _convolution(half, half, 3),
+        _norm(half, config),
+        nn.ReLU(inplace=True),
+        _convolution(half, config.width, 3),
+    )
+
+
+def _stage(
+    block: Block, in_channels: int, channels: int, *, depth: int, stride: int, config: ModelConfig
+) -> nn.Sequential:
+    """Blocks of one resolution; the first one strides."""
+    out_channels = channels * block.expansion
+    blocks: list[nn.Module] = [block(in_channels, channels, stride=stride, config=config)]
+    blocks += [block(out_channels, channels, stride=1, config=config) for _ in range(depth - 1)]
+    return nn.Sequential(*blocks)
+
+
+class ResNet(nn.Module):
+    """Images `[N, 3, H, W]` to logits `[N, num_classes]`, for any H and W of at least 1."""
+
+    def __init__(
+        self,
+        block: Block,
+        depths: tuple[int, int, int, int],
+        *,
+        config: ModelConfig,
+        num_classes: int,
+    ) -> None:
+        super().__init__()
+        width, out = config.width, config.width * block.expansion
+        self.conv1 = _stem(config)
+        self.bn1 = _norm(width, config)
+        self.relu = nn.ReLU(inplace=True)
+        small = config.stem == "cifar"
+        self.maxpool = nn.Identity() if small else nn.MaxPool2d(3, stride=2, padding=1)
+        stage = partial(_stage, block, config=config)
+        self.layer1 = stage(width, width, depth=depths[0], stride=1)
+        self.layer2 = stage(out, 2 * width, depth=depths[1], stride=2)
+        self.layer3 = stage(2 * out, 4 * width, depth=depths[2], stride=2)
+        self.layer4 = stage(4 * out, 8 * width, depth=depths[3], stride=2)
+        self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
+        self.fc = nn.Linear(8 * out, num_classes)
+        self._initialise(config)
+
+    def _initialise(self, config: ModelConfig) -> None:
+        """torchvision's: He et al. 2015 (arXiv:1502.01852), fan_out; the default for `fc`."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(module, BasicBlock | Bottleneck) and config.zero_init_last_gamma:
+                nn.init.zeros_(module.last_norm.weight)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        logits: Tensor = self.fc(torch.flatten(self.avgpool(x), 1))
+        return logits

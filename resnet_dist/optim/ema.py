@@ -1,0 +1,49 @@
+"""An exponential moving average of a model's weights."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
+
+
+class WeightAverage:
+    """average = decay * average + (1 - decay) * weights, starting from the weights it is given.
+
+    Parameters and floating-point buffers (batch norm's running statistics) are averaged, integer
+    buffers are copied. `module` is a copy of the model in evaluation mode, without gradients.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        """`model` is the plain model, not DDP's wrapper, on its device; 0 < decay < 1."""
+        assert 0.0 < decay < 1.0
+        self.decay = decay
+        self.module = copy.deepcopy(model).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Move towards the weights of `model`, which has the architecture it was made with.
+
+        Two kernels for all tensors, and no wait for the device.
+        """
+        pairs = list(zip(_tensors(self.module), _tensors(model), strict=True))
+        floats = [pair for pair in pairs if pair[0].is_floating_point()]
+        others = [pair for pair in pairs if not pair[0].is_floating_point()]
+        averages, weights = [pair[0] for pair in floats], [pair[1] for pair in floats]
+        torch._foreach_lerp_(averages, weights, 1.0 - self.decay)
+        if others:
+            torch._foreach_copy_([pair[0] for pair in others], [pair[1] for pair in others])
+
+    def state_dict(self) -> dict[str, Any]:
+        """The averaged tensors under the model's names."""
+        return self.module.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take the averages from a `state_dict`. Raises RuntimeError if names or shapes differ."""
+        self.module.load_state_dict(state)

@@ -1,0 +1,99 @@
+"""Going on from a checkpoint: what identifies a run, and what must not differ from it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from resnet_dist.checkpoint.manager import CheckpointManager, Loaded, sync_load
+from resnet_dist.config import Config
+from resnet_dist.config_load import exact_differences, to_flat
+from resnet_dist.dist import World
+from resnet_dist.errors import AgreedError
+from resnet_dist.failpoints import failpoint
+from resnet_dist.inputs import Inputs
+from resnet_dist.plan import BatchPlan
+from resnet_dist.run_folder import versions
+from resnet_dist.state import TrainState
+
+
+def identity_of(config: Config, inputs: Inputs, plan: BatchPlan) -> dict[str, Any]:
+    """What a checkpoint says about its run besides the state."""
+    return {
+        "config": to_flat(config),
+        "data": {"train": inputs.train.fingerprint, "val": inputs.val.fingerprint},
+        "classes": list(inputs.train.classes),
+        "num_classes": inputs.num_classes,
+        "plan": {"world_size": plan.world_size, "accumulation_steps": plan.accumulation_steps},
+        "versions": versions(),
+    }
+
+
+def sync_restore(
+    state: TrainState,
+    checkpoints: CheckpointManager,
+    *,
+    config: Config,
+    current: dict[str, Any],
+    world: World,
+) -> Loaded | None:
+    """Load the checkpoint that `run.resume` asks for into `state`. All ranks must call it.
+
+    Returns None for a new run. Raises UserError if the checkpoint is of another run.
+    """
+    failpoint("resume.before_load")
+    run = config.run
+    needs_checkpoint = run.evaluate_only and run.resume == "auto"
+    loaded = sync_load(checkpoints, "required" if needs_checkpoint else run.resume, world)
+    if loaded is None:
+        return None
+    check_identity(loaded, config, current)
+    state.load_state_dict(loaded.payload, is_main=world.is_main)
+    loaded.notes.extend(_plan_notes(loaded.payload["plan"], current["plan"]))
+    failpoint("resume.after_load")
+    return loaded
+
+
+def check_identity(loaded: Loaded, config: Config, current: dict[str, Any]) -> None:
+    """Refuse what would change the mathematics, unless `run.allow_config_change` is set.
+
+    The same words on every rank, since all have the same bytes.
+    """
+    saved = loaded.payload
+    if saved["num_classes"] != current["num_classes"]:
+        raise AgreedError(
+            f"checkpoint ({loaded.path}): its model has {saved['num_classes']} classes, the data "
+            f"{current['num_classes']}; give data.root the data it was trained on"
+        )
+    differences = _architecture(saved["config"], config)
+    if differences:
+        raise AgreedError(_refusal(loaded, differences, "give run.dir a new folder"))
+    if config.run.allow_config_change or config.run.evaluate_only:
+        return
+    differences = exact_differences(saved["config"], config)
+    if saved["data"]["train"] != current["data"]["train"]:
+        differences.append("data.root: the training samples are not those of the checkpoint")
+    if differences:
+        remedy = "undo that, give run.dir a new folder, or set run.allow_config_change=true"
+        raise AgreedError(_refusal(loaded, differences, remedy))
+
+
+def _architecture(saved: dict[str, Any], config: Config) -> list[str]:
+    """Differences that no setting can allow: the tensors would not fit."""
+    names = ("model.name", "model.width", "model.stem", "optim.name")
+    relevant = names[:-1] if config.run.evaluate_only else names
+    return [text for text in exact_differences(saved, config) if text.split(":")[0] in relevant]
+
+
+def _refusal(loaded: Loaded, differences: list[str], remedy: str) -> str:
+    lines = "\n  ".join(differences)
+    return f"checkpoint ({loaded.path}): was made with other settings; {remedy}:\n  {lines}"
+
+
+def _plan_notes(saved: dict[str, int], current: dict[str, int]) -> list[str]:
+    before, now = saved["accumulation_steps"], current["accumulation_steps"]
+    if before == now:
+        return []
+    return [
+        f"the step is now cut into {now} micro-batches instead of {before}, so batch norm sees "
+        f"groups of another size; train.accumulation_steps={before} would keep them"
+    ]

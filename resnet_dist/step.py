@@ -1,0 +1,110 @@
+"""One training step: forward, loss, backward, clip, update. Only tensors.
+
+Reads no rank, file, logger or config; synchronises nothing with the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from resnet_dist.data.jobs import Batch
+from resnet_dist.failpoints import failpoint
+
+OnLogits = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
+"""Called with the summed loss (scalar), logits `[n, classes]` and labels `[n]`, detached."""
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """What a step computes, in numbers."""
+
+    accumulation_steps: int
+    """Micro-batches of a step."""
+    gradient_scale: float
+    """world_size / global_batch_size: turns a sum over samples into this rank's share of the mean
+    over the global batch, given that DDP averages over the ranks. Local sizes may differ."""
+    autocast_dtype: torch.dtype | None
+    """None: float32."""
+    label_smoothing: float
+    clip_grad_norm: float | None
+    clip_grad_value: float | None
+
+
+def train_step(
+    network: nn.Module,
+    batches: Iterator[Batch],
+    *,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    settings: StepSettings,
+    on_logits: OnLogits,
+    wants_grad_norm: bool = False,
+) -> torch.Tensor | None:
+    """Take the step's micro-batches from `batches` and update the parameters.
+
+    Returns the L2 norm of the whole gradient before clipping (scalar, on the device) where it is
+    wanted or needed, None otherwise.
+    """
+    for micro in range(settings.accumulation_steps):
+        batch = next(batches)
+        is_last = micro == settings.accumulation_steps - 1
+        with _gradient_sync(network, is_last):
+            with autocast(batch.images.device, settings.autocast_dtype):
+                logits = network(batch.images)
+            loss = loss_sum(logits, batch.labels, label_smoothing=settings.label_smoothing)
+            scaler.scale(loss * settings.gradient_scale).backward()  # type: ignore[no-untyped-call]
+        on_logits(loss.detach(), logits.detach(), batch.labels)
+    failpoint("step.before_optimizer")
+    grad_norm = _finish_gradients(network, optimizer, scaler, settings, wants_grad_norm)
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    failpoint("step.after_optimizer")
+    return grad_norm
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
+    """Mixed precision for the forward pass; nothing for float32."""
+    if dtype is None:
+        return nullcontext()
+    return torch.autocast(device.type, dtype=dtype)
+
+
+def loss_sum(logits: torch.Tensor, labels: torch.Tensor, *, label_smoothing: float) -> torch.Tensor:
+    """Cross-entropy summed over a batch, float32 scalar, from `[n, classes]` and `[n]` int64."""
+    return cross_entropy(logits.float(), labels, label_smoothing=label_smoothing, reduction="sum")
+
+
+def _gradient_sync(network: nn.Module, is_last: bool) -> AbstractContextManager[object]:
+    """Only the last micro-batch of a step starts DDP's all-reduce."""
+    if is_last or not isinstance(network, nn.parallel.DistributedDataParallel):
+        return nullcontext()
+    return network.no_sync()
+
+
+def _finish_gradients(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    settings: StepSettings,
+    wants_grad_norm: bool,
+) -> torch.Tensor | None:
+    """Undo the loss scale and clip."""
+    grad_norm = None
+    if wants_grad_norm or settings.clip_grad_norm or settings.clip_grad_value:
+        scaler.unscale_(optimizer)
+    if wants_grad_norm or settings.clip_grad_norm:
+        limit = settings.clip_grad_norm or float("inf")
+        gradients = [p.grad for p in network.parameters() if p.grad is not None]
+        grad_norm = nn.utils.get_total_norm(gradients)
+        if settings.clip_grad_norm:
+            nn.utils.clip_grads_with_norm_(network.parameters(), limit, grad_norm)
+    if settings.clip_grad_value:
+        nn.utils.clip_grad_value_(network.parameters(), settings.clip_grad_value)
+    return grad_norm

@@ -1,0 +1,120 @@
+"""What a run tells its user before and after: derived figures, the first lines, the last table."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from resnet_dist.checkpoint.manager import Loaded
+from resnet_dist.config import Config
+from resnet_dist.config_load import Resolved, describe
+from resnet_dist.dist import World, launched_ranks
+from resnet_dist.errors import UserError
+from resnet_dist.inputs import Inputs, open_inputs
+from resnet_dist.loop import Outcome
+from resnet_dist.metrics.jsonl import read_records
+from resnet_dist.optim.schedules import build_schedule
+from resnet_dist.plan import BatchPlan, plan_batches
+from resnet_dist.report import epoch_table, final_lines, write_curves
+
+IMAGENET_COMMAND = (
+    "torchrun --nproc_per_node 8 -m resnet_dist.train --config resnet50 data.root=/data/imagenet"
+)
+
+
+def print_config(resolved: Resolved) -> int:
+    """Show every value with its origin, then what follows from them. Returns the exit code."""
+    print(describe(resolved))
+    print("\n# derived")
+    try:
+        inputs = open_inputs(resolved.config, show_progress=True)
+        lines = derived_lines(resolved.config, len(inputs.train), launched_ranks()[1])
+    except UserError as error:
+        print(f"# cannot be derived: {error}")
+        return 2
+    print("\n".join(f"# {line}" for line in lines))
+    return 0
+
+
+def derived_lines(config: Config, num_samples: int, world_size: int) -> list[str]:
+    """Steps, batches and learning rates as they follow from the config, the data and the ranks."""
+    train = config.train
+    plan = plan_batches(
+        train.global_batch_size,
+        world_size,
+        max_micro_batch_size=train.max_micro_batch_size,
+        accumulation_steps=train.accumulation_steps,
+    )
+    steps = num_samples // train.global_batch_size
+    total = steps * train.epochs
+    lr_of = build_schedule(
+        config.schedule, lr=config.optim.lr, steps_per_epoch=steps, num_steps=total
+    )
+    marks = sorted({0, min(steps, total - 1), total // 4, total // 2, 3 * total // 4, total - 1})
+    rates = ", ".join(f"{lr_of(step):.4g} at step {step}" for step in marks)
+    return [
+        f"training samples: {num_samples} ({num_samples % train.global_batch_size} dropped "
+        f"each epoch, others in another epoch)",
+        f"steps: {steps} an epoch, {total} in all",
+        *_batch_lines(plan),
+        f"learning rate: {rates}",
+    ]
+
+
+def _batch_lines(plan: BatchPlan) -> list[str]:
+    local = sorted({plan.local_batch_size(rank) for rank in range(plan.world_size)})
+    sizes = " or ".join(str(size) for size in local)
+    return [
+        f"global batch: {plan.global_batch_size} = {plan.world_size} rank(s) of {sizes}",
+        f"micro-batches: {plan.accumulation_steps} a step, at most {plan.largest_micro_batch} "
+        f"samples each",
+    ]
+
+
+def opening_lines(
+    config: Config, inputs: Inputs, folder: Path, loaded: Loaded | None, world: World
+) -> list[str]:
+    """The first lines of a run."""
+    lines = []
+    if inputs.is_embedded:
+        lines += [
+            f"no data.root given: training on the embedded data set in {inputs.data.root}",
+            f"for ImageNet (a folder with train/ and val/): {IMAGENET_COMMAND}",
+        ]
+    lines.append(
+        f"{config.model.name}, {inputs.num_classes} classes, {len(inputs.train)} training and "
+        f"{len(inputs.val)} validation images, {world.size} rank(s) on {world.device.type}, "
+        f"{config.train.precision}, run folder {folder}"
+    )
+    lines += derived_lines(config, len(inputs.train), world.size)[1:]
+    if loaded is not None:
+        lines += [f"note: {note}" for note in loaded.notes]
+        lines.append(f"resuming from {loaded.path} at step {loaded.payload['step']}")
+    return lines
+
+
+def evaluation_line(prefix: str, step: int, result: dict[str, float]) -> str:
+    """One evaluation in words."""
+    what = "moving average" if "ema" in prefix else "model"
+    return (
+        f"{what} at step {step}: top1 {result['top1']:.4%}  top5 {result['top5']:.4%}  "
+        f"loss {result['loss']:.6f}  ({int(result['samples'])} images)"
+    )
+
+
+def closing_report(config: Config, folder: Path, outcome: Outcome, step: int) -> None:
+    """Print the table of epochs, write curves.png, and name the commands to try next."""
+    records = read_records(folder / "metrics.jsonl")
+    if records:
+        curves = folder / "curves.png"
+        write_curves(records, curves, title=config.run.name)
+        print(epoch_table(records))
+        print("\n".join(final_lines(records)))
+        print(f"curves: {curves}")
+    if outcome is Outcome.FINISHED:
+        print(f"finished at step {step}; next:\n  tensorboard --logdir {folder}")
+        print(f"  {IMAGENET_COMMAND}")
+    else:
+        why = "train.max_steps" if outcome is Outcome.LIMITED else "a signal"
+        print(f"stopped at step {step} by {why}; the same command goes on from here exactly")
+    sys.stdout.flush()

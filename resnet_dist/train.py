@@ -1,0 +1,242 @@
+"""Entry point: `torchrun --nproc_per_node N -m resnet_dist.train [--config C] [key=value ...]`.
+
+Builds everything in the order of the data flow, config -> index -> loaders -> model -> state ->
+loop, and then calls `fit`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from resnet_dist import dist, summary
+from resnet_dist.checkpoint.manager import CheckpointManager
+from resnet_dist.config import Config, TrainConfig
+from resnet_dist.config_load import Resolved, load_config, parse_arguments
+from resnet_dist.data.build import EvalLoader, TrainLoader, build_eval_loader, build_train_loader
+from resnet_dist.dist import World
+from resnet_dist.errors import AgreedError, UserError
+from resnet_dist.evaluate import sync_evaluate
+from resnet_dist.faults import STOPPED_EXIT_CODE, StopSignal
+from resnet_dist.inputs import Inputs, sync_open_inputs
+from resnet_dist.loop import Cadence, Outcome, Parts, fit
+from resnet_dist.metrics.meters import TrainMeter
+from resnet_dist.metrics.recorder import build_recorder
+from resnet_dist.metrics.throughput import Throughput
+from resnet_dist.models.build import build_model
+from resnet_dist.models.wrap import warm_up_buckets, wrap_model
+from resnet_dist.optim.build import build_optimizer
+from resnet_dist.optim.ema import WeightAverage
+from resnet_dist.optim.schedules import build_momentum_schedule, build_schedule
+from resnet_dist.plan import BatchPlan, plan_batches
+from resnet_dist.resume import identity_of, sync_restore
+from resnet_dist.run_folder import prepare_run_folder, run_folder, write_facts
+from resnet_dist.state import TrainState
+from resnet_dist.step import StepSettings
+
+AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run. Returns 0: finished, 2: bad input (a sentence on stderr), 75: stopped by a signal."""
+    rank = int(os.environ.get("RANK", "0"))
+    try:
+        arguments = parse_arguments(argv, prog="resnet_dist.train", description="Train a ResNet.")
+        resolved = load_config(arguments.files, arguments.overrides)
+        if arguments.print_config:
+            return summary.print_config(resolved) if rank == 0 else 0
+        world = dist.start(resolved.config.dist)
+    except UserError as error:  # the same on every rank, so one speaks
+        return _report(error, speaks=rank == 0)
+    try:
+        code = run(resolved, world)
+    except UserError as error:
+        return _report(error, speaks=rank == 0 or not isinstance(error, AgreedError))
+    dist.stop(world)
+    return code
+
+
+def run(resolved: Resolved, world: World) -> int:
+    """Build everything, then train or only evaluate. Returns the exit code."""
+    config = resolved.config
+    folder = run_folder(config.run)
+    configure_torch(config.train, world)
+    inputs = sync_open_inputs(config, world)
+    plan = plan_batches(
+        config.train.global_batch_size,
+        world.size,
+        max_micro_batch_size=config.train.max_micro_batch_size,
+        accumulation_steps=config.train.accumulation_steps,
+    )
+    state = build_state(config, inputs, world)
+    checkpoints = CheckpointManager(folder / "checkpoints", config.checkpoint)
+    identity = identity_of(config, inputs, plan)
+    loaded = sync_restore(state, checkpoints, config=config, current=identity, world=world)
+    if config.run.evaluate_only:
+        return evaluate_only(config, state, inputs, world)
+
+    def prepare() -> None:
+        if world.is_main:
+            prepare_run_folder(folder, needed_bytes=state.num_bytes * config.checkpoint.keep_last)
+            checkpoints.open()
+            write_facts(folder, resolved, {"world_size": world.size, "step": state.step})
+
+    dist.sync_attempt(world, prepare)
+    if world.is_main:
+        print("\n".join(summary.opening_lines(config, inputs, folder, loaded, world)), flush=True)
+    parts = build_parts(config, state, inputs, plan, world=world, identity=identity)
+    outcome = fit(state, parts)
+    parts.recorder.close()
+    if world.is_main:
+        summary.closing_report(config, folder, outcome, state.step)
+    return STOPPED_EXIT_CODE if outcome is Outcome.STOPPED else 0
+
+
+def configure_torch(train: TrainConfig, world: World) -> None:
+    """Process-wide settings of torch."""
+    torch.set_num_threads(train.num_threads or dist.threads_per_rank(world.local_size))
+    torch.backends.cudnn.benchmark = not train.deterministic
+    if train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+
+
+def build_state(config: Config, inputs: Inputs, world: World) -> TrainState:
+    """A run at step 0, on the device."""
+    model = build_model(config.model, num_classes=inputs.num_classes, seed=config.seed)
+    memory_format = torch.channels_last if config.train.channels_last else torch.contiguous_format
+    model = model.to(world.device, memory_format=memory_format)  # type: ignore[call-overload]
+    decay = config.train.ema_decay
+    return TrainState(
+        model=model,
+        optimizer=build_optimizer(config.optim, model),
+        scaler=torch.amp.GradScaler(world.device.type, enabled=config.train.precision == "float16"),
+        average=WeightAverage(model, decay) if decay is not None else None,
+        meter=TrainMeter(world.device),
+    )
+
+
+def build_parts(
+    config: Config,
+    state: TrainState,
+    inputs: Inputs,
+    plan: BatchPlan,
+    *,
+    world: World,
+    identity: dict[str, Any],
+) -> Parts:
+    """Everything that the loop works with."""
+    train, folder = config.train, run_folder(config.run)
+    steps_per_epoch = len(inputs.train) // train.global_batch_size
+    num_steps = steps_per_epoch * train.epochs
+    network = wrap_model(state.model, train=train, dist=config.dist, world=world)
+    warm_up_buckets(network, train=train, size=config.data.train_size, device=world.device)
+    stop = StopSignal(world)
+    stop.install()
+    return Parts(
+        network=network,
+        train_loader=train_loader(config, inputs, plan, world),
+        eval_loader=eval_loader(config, inputs, world),
+        settings=step_settings(train, plan),
+        cadence=Cadence(
+            steps_per_epoch=steps_per_epoch,
+            num_steps=num_steps,
+            stop_step=min(num_steps, train.max_steps or num_steps),
+            ema_every_steps=train.ema_every_steps,
+            log=config.log,
+            eval=config.eval,
+            checkpoint=config.checkpoint,
+        ),
+        lr_of=build_schedule(
+            config.schedule,
+            lr=config.optim.lr,
+            steps_per_epoch=steps_per_epoch,
+            num_steps=num_steps,
+        ),
+        momentum_of=build_momentum_schedule(config.schedule, num_steps=num_steps),
+        recorder=build_recorder(
+            config.log,
+            run_dir=folder,
+            is_main=world.is_main,
+            resume_step=state.step,
+            num_steps=num_steps,
+            steps_per_epoch=steps_per_epoch,
+        ),
+        checkpoints=CheckpointManager(folder / "checkpoints", config.checkpoint),
+        throughput=Throughput(world.device),
+        stop=stop,
+        world=world,
+        identity=identity,
+    )
+
+
+def step_settings(train: TrainConfig, plan: BatchPlan) -> StepSettings:
+    """What a step computes."""
+    return StepSettings(
+        accumulation_steps=plan.accumulation_steps,
+        gradient_scale=plan.world_size / train.global_batch_size,
+        autocast_dtype=AUTOCAST[train.precision],
+        label_smoothing=train.label_smoothing,
+        clip_grad_norm=train.clip_grad_norm,
+        clip_grad_value=train.clip_grad_value,
+    )
+
+
+def train_loader(config: Config, inputs: Inputs, plan: BatchPlan, world: World) -> TrainLoader:
+    """The loader of the training split."""
+    return build_train_loader(
+        inputs.data,
+        inputs.train,
+        plan=plan,
+        seed=config.seed,
+        rank=world.rank,
+        device=world.device,
+        num_workers=num_workers(config, world),
+    )
+
+
+def eval_loader(config: Config, inputs: Inputs, world: World) -> EvalLoader:
+    """The loader of the validation split."""
+    return build_eval_loader(
+        inputs.data,
+        inputs.val,
+        batch_size=config.eval.batch_size,
+        rank=world.rank,
+        world_size=world.size,
+        device=world.device,
+        num_workers=num_workers(config, world),
+    )
+
+
+def num_workers(config: Config, world: World) -> int:
+    """Loader workers of this rank."""
+    return config.data.num_workers or dist.threads_per_rank(world.local_size)
+
+
+def evaluate_only(config: Config, state: TrainState, inputs: Inputs, world: World) -> int:
+    """Evaluate the restored model, and its moving average if it has one. Writes no file."""
+    models = {"val/": state.model}
+    if state.average is not None:
+        models["val/ema_"] = state.average.module
+    loader = eval_loader(config, inputs, world)
+    dtype = AUTOCAST[config.train.precision]
+    for prefix, model in models.items():
+        result = sync_evaluate(model, loader, world=world, autocast_dtype=dtype)
+        if world.is_main:
+            print(summary.evaluation_line(prefix, state.step, result), flush=True)
+    return 0
+
+
+def _report(error: UserError, *, speaks: bool) -> int:
+    if speaks:
+        print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
+        sys.stderr.flush()
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+"""Whole runs under torchrun: any number of ranks, killed and resumed, stopped by a signal."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.launch import (
+    TINY,
+    assert_same_run,
+    command,
+    exact_records,
+    losses,
+    newest_checkpoint,
+    records,
+    train,
+)
+
+SAVE_EVERY = "checkpoint.every_steps=4"
+
+
+@pytest.fixture(scope="session")
+def undisturbed(
+    tmp_path_factory: pytest.TempPathFactory, run_root: Path
+) -> Callable[[int, str], Path]:
+    """Runs to the end, once for each (number of ranks, loader)."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+
+    def run(nproc: int, loader: str) -> Path:
+        run_dir = folder / f"{loader}{nproc}"
+        if not run_dir.exists():
+            train(nproc, run_root, run_dir, f"data.loader={loader}", SAVE_EVERY)
+        return run_dir
+
+    return run
+
+
+@pytest.mark.parametrize("nproc", [2, 3, 4])
+def test_the_number_of_ranks_does_not_change_the_curve(
+    nproc: int, undisturbed: Callable[[int, str], Path]
+) -> None:
+    one, many = undisturbed(1, "torch"), undisturbed(nproc, "torch")
+    assert len(losses(one)) >= 12
+    assert losses(many) == pytest.approx(losses(one), rel=1e-4)
+    final_one, final_many = (records(run)[-1] for run in (one, many))
+    assert final_many["val/loss"] == pytest.approx(final_one["val/loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize("loader", ["torch", "dali"])
+def test_killed_with_sigkill_and_resumed_is_the_run(
+    loader: str,
+    undisturbed: Callable[[int, str], Path],
+    run_root: Path,
+    tmp_path: Path,
+) -> None:
+    """All ranks die at a random step in the middle of an epoch; the rest is bit for bit equal."""
+    whole = undisturbed(2, loader)
+    step = random.Random(os.environ.get("PYTEST_RANDOM", time.time_ns())).randint(5, 11)
+    run_dir = tmp_path / "killed"
+    train(
+        2,
+        run_root,
+        run_dir,
+        f"data.loader={loader}",
+        SAVE_EVERY,
+        environment={"RESNET_DIST_FAILPOINT": f"step.after_optimizer@{step}"},
+        check=False,
+    )
+    assert newest_checkpoint(run_dir)["step"] == step // 4 * 4, step
+    train(2, run_root, run_dir, f"data.loader={loader}", SAVE_EVERY)
+    assert_same_run(whole, run_dir)
+
+
+def test_three_ranks_resume_bit_for_bit(
+    undisturbed: Callable[[int, str], Path], run_root: Path, tmp_path: Path
+) -> None:
+    """With three ranks the order of summation shows in the last bit."""
+    run_dir = tmp_path / "killed"
+    kill = {"RESNET_DIST_FAILPOINT": "step.before_optimizer@7"}
+    train(3, run_root, run_dir, SAVE_EVERY, environment=kill, check=False)
+    train(3, run_root, run_dir, SAVE_EVERY)
+    assert_same_run(undisturbed(3, "torch"), run_dir)
+
+
+def test_resumed_on_another_number_of_ranks(
+    undisturbed: Callable[[int, str], Path], run_root: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "elastic"
+    train(2, run_root, run_dir, SAVE_EVERY, "train.max_steps=7")
+    train(3, run_root, run_dir, SAVE_EVERY, "train.max_steps=11")
+    train(1, run_root, run_dir, SAVE_EVERY)
+    whole = undisturbed(1, "torch")
+    assert losses(run_dir) == pytest.approx(losses(whole), rel=1e-4)
+    assert [r["step"] for r in records(run_dir)] == [r["step"] for r in records(whole)]
+
+
+def test_accumulation_clipping_average_and_interval_resume_exactly(
+    run_root: Path, tmp_path: Path
+) -> None:
+    """Everything stateful at once, saved in the middle of a log interval."""
+    settings = [
+        "train.max_micro_batch_size=3",
+        "train.ema_decay=0.9",
+        "train.clip_grad_norm=1.0",
+        "train.label_smoothing=0.1",
+        "train.sync_batch_norm=false",
+        "optim.name=adamw",
+        "optim.lr=0.001",
+        "schedule.name=one_cycle",
+        "log.every_steps=5",
+        "checkpoint.every_steps=3",
+    ]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(2, run_root, whole, *settings)
+    train(2, run_root, parts, *settings, "train.max_steps=8")
+    train(2, run_root, parts, *settings)
+    assert_same_run(whole, parts)
+    assert newest_checkpoint(whole)["average"] is not None
+
+
+def test_a_signal_to_one_rank_stops_all_at_the_same_step(
+    undisturbed: Callable[[int, str], Path], run_root: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "stopped"
+    arguments = [*TINY, f"data.root={run_root}", f"run.dir={run_dir}", SAVE_EVERY]
+    process = subprocess.Popen(command(2, arguments), stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "step 2/" in line:
+            break
+    children = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True, check=True
+    )
+    workers = [int(pid) for pid in children.stdout.split()]
+    os.kill(workers[-1], signal.SIGUSR1)
+    output = process.stdout.read()
+    assert process.wait(timeout=60) != 0  # torchrun reports the ranks' code 75 as a failure
+    stopped_at = newest_checkpoint(run_dir)["step"]
+    assert f"stopped at step {stopped_at} by a signal" in output
+    assert 2 <= stopped_at < newest_checkpoint(undisturbed(2, "torch"))["step"]
+    train(2, run_root, run_dir, SAVE_EVERY)
+    assert_same_run(undisturbed(2, "torch"), run_dir)
+
+
+def test_a_finished_run_started_again_changes_nothing(
+    undisturbed: Callable[[int, str], Path], run_root: Path
+) -> None:
+    run_dir = undisturbed(2, "torch")
+    before = (run_dir / "metrics.jsonl").read_bytes()
+    result = train(2, run_root, run_dir, SAVE_EVERY)
+    assert "finished" in result.stdout
+    assert (run_dir / "metrics.jsonl").read_bytes() == before
+
+
+def test_evaluate_only_gives_the_recorded_figures_on_any_number_of_ranks(
+    undisturbed: Callable[[int, str], Path], run_root: Path
+) -> None:
+    run_dir = undisturbed(2, "torch")
+    recorded = exact_records(run_dir)[-1]
+    lines = set()
+    for nproc in (1, 3):
+        result = train(nproc, run_root, run_dir, "run.evaluate_only=true")
+        lines |= {line for line in result.stdout.splitlines() if "top1" in line}
+    assert len(lines) == 1, lines
+    assert f"top1 {recorded['val/top1']:.4%}" in lines.pop()
