@@ -46,23 +46,26 @@ def sync_open_inputs(config: Config, world: World) -> Inputs:
         indexes = SYNTHETIC_TRAIN, SYNTHETIC_VAL
         return _checked(config, config.data, indexes, is_embedded=False)
 
-    def build() -> None:
+    def build() -> Inputs | None:
         if world.local_rank == 0:
-            open_inputs(config, show_progress=world.is_main)
+            return open_inputs(config, build=True, show_progress=world.is_main)
+        return None
 
-    sync_attempt(world, build)
-    return sync_attempt(world, lambda: open_inputs(config, show_progress=False))
+    built = sync_attempt(world, build)
+    return sync_attempt(
+        world, lambda: built or open_inputs(config, build=False, show_progress=False)
+    )
 
 
-def open_inputs(config: Config, *, show_progress: bool) -> Inputs:
-    """Open both indexes in this process alone, building what is missing."""
+def open_inputs(config: Config, *, build: bool, show_progress: bool) -> Inputs:
+    """Open both indexes in this process alone; `build`: make what is missing or out of date."""
     data, is_embedded = config.data, config.data.root is None
     if is_embedded:
         root = ensure_shapes(cache_root(data), show_progress=show_progress)
         data = replace(data, root=str(root), train_split="train", val_split="val")
-    train = open_index(data, data.train_split, build=True, show_progress=show_progress)
+    train = open_index(data, data.train_split, build=build, show_progress=show_progress)
     val = open_index(
-        data, data.val_split, classes=train.classes, build=True, show_progress=show_progress
+        data, data.val_split, classes=train.classes, build=build, show_progress=show_progress
     )
     check_splits(train, val)
     return _checked(config, data, (train, val), is_embedded=is_embedded)

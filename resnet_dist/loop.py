@@ -6,17 +6,19 @@ log, evaluate, save, so that a checkpoint of step s has everything recorded up t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+import torch
 from torch import nn
 
 from resnet_dist.checkpoint.manager import CheckpointManager
 from resnet_dist.config import CheckpointConfig, EvalConfig, LogConfig
 from resnet_dist.data.build import EvalLoader, TrainLoader
+from resnet_dist.data.jobs import Batch
 from resnet_dist.dist import World, sync_broadcast_, sync_sum_
 from resnet_dist.evaluate import sync_evaluate
 from resnet_dist.failpoints import failpoint
@@ -26,6 +28,9 @@ from resnet_dist.metrics.throughput import Throughput
 from resnet_dist.optim.schedules import apply_schedule
 from resnet_dist.state import TrainState
 from resnet_dist.step import StepSettings, train_step
+
+LARGEST_GRID = 64
+"""Most images in the grid of the first batch."""
 
 
 class Outcome(Enum):
@@ -97,13 +102,15 @@ class Parts:
     world: World
     identity: dict[str, Any]
     """What a checkpoint holds besides the state: config, data, versions."""
+    to_picture: Callable[[torch.Tensor], torch.Tensor]
+    """From network input to uint8 images, for people to look at."""
 
 
 def fit(state: TrainState, parts: Parts) -> Outcome:
     """Train from `state.step` on until the last step, `train.max_steps`, or a signal."""
     cadence = parts.cadence
     with closing(parts.train_loader.batches(state.step, cadence.stop_step)) as loaded:
-        batches = parts.throughput.watch(loaded)
+        batches = parts.throughput.watch(_show_first(loaded, state, parts))
         while state.step < cadence.stop_step:
             lr = parts.lr_of(state.step)
             momentum = parts.momentum_of(state.step) if parts.momentum_of else None
@@ -135,6 +142,17 @@ def fit(state: TrainState, parts: Parts) -> Outcome:
                     sync_save(state, parts, is_best=False)
                 return Outcome.STOPPED
     return Outcome.FINISHED if state.step == cadence.num_steps else Outcome.LIMITED
+
+
+def _show_first(batches: Iterator[Batch], state: TrainState, parts: Parts) -> Iterator[Batch]:
+    """Pass batches on, and record the first of a new run as a grid of images."""
+    is_new = state.step == 0
+    for batch in batches:
+        if is_new and parts.world.is_main:
+            pictures = parts.to_picture(batch.images[:LARGEST_GRID])
+            parts.recorder.images(0, "train/first_batch", pictures)
+        is_new = False
+        yield batch
 
 
 def sync_save(state: TrainState, parts: Parts, *, is_best: bool) -> None:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,28 +58,29 @@ def epoch_rows(records: Sequence[Record]) -> list[EpochRow]:
         # A record at the end of an epoch belongs to it, not to the next one.
         groups.setdefault(math.ceil(float(record["epoch"]) - 1e-9), []).append(record)
     rows = []
-    previous_step = 0
     for number in sorted(groups):
         group = groups[number]
         trained = [record for record in group if "train/loss" in record]
         evaluated = [record for record in group if "val/loss" in record]
+        # The log interval starts anew with each epoch, since its last step is always recorded.
+        first_step = round((number - 1) * group[-1]["step"] / (group[-1]["epoch"] or 1.0))
         rows.append(
             EpochRow(
                 epoch=group[-1]["epoch"],
                 step=int(group[-1]["step"]),
-                train=_mean_training(trained, previous_step),
+                train=_mean_training(trained, max(0, first_step)),
                 val=_strip(evaluated[-1], "val/") if evaluated else {},
             )
         )
-        previous_step = rows[-1].step
     return rows
 
 
-def _mean_training(records: Sequence[Record], previous_step: int) -> Record:
+def _mean_training(records: Sequence[Record], first_step: int) -> Record:
+    """Weigh each record with the steps since the one before it."""
     if not records:
         return {}
-    bounds = [previous_step, *(int(record["step"]) for record in records)]
-    steps = [after - before for before, after in zip(bounds, bounds[1:], strict=False)]
+    bounds = [first_step, *(int(record["step"]) for record in records)]
+    steps = [after - before for before, after in pairwise(bounds)]
     result: Record = {}
     for name in ("loss", "top1"):
         total = sum(
@@ -107,7 +109,7 @@ def _percent(value: float) -> str:
 
 
 def _duration(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))
+    return str(timedelta(seconds=round(seconds))) if math.isfinite(seconds) else "?"
 
 
 _COLUMNS: tuple[tuple[str, Callable[[EpochRow], float | None], Callable[[float], str]], ...] = (
@@ -139,7 +141,7 @@ def epoch_table(records: Sequence[Record]) -> str:
 
 
 def _cell(value: float | None, style: Callable[[float], str]) -> str:
-    return "-" if value is None or math.isnan(value) and style is _duration else style(value)
+    return "-" if value is None else style(value)
 
 
 def final_lines(records: Sequence[Record]) -> list[str]:
@@ -184,20 +186,18 @@ def write_curves(records: Sequence[Record], path: Path, *, title: str) -> None:
 
 def _draw_pair(axes: Axes, records: Sequence[Record], name: str, *, scale: float) -> None:
     """Training as it was recorded (faint) and by epoch, and evaluations."""
+    recorded = _series(records, f"train/{name}", scale)
+    axes.plot(*recorded, color=TRAIN_COLOR, linewidth=0.8, alpha=0.35)
     rows = [row for row in epoch_rows(records) if row.train]
-    axes.plot(
-        *_series(records, f"train/{name}", scale), color=TRAIN_COLOR, linewidth=0.8, alpha=0.35
-    )
     # Drawn at the middle of its epoch, where the mean belongs.
-    bounds = [0.0, *(row.epoch for row in rows)]
-    middles = [(low + high) / 2 for low, high in zip(bounds, bounds[1:], strict=False)]
+    bounds = [math.ceil(rows[0].epoch) - 1.0 if rows else 0.0, *(row.epoch for row in rows)]
+    middles = [(low + high) / 2 for low, high in pairwise(bounds)]
     means = [row.train[name] * scale for row in rows]
-    axes.plot(middles, means, color=TRAIN_COLOR, linewidth=1.8, label="train (mean of epoch)")
-    for tag, label, color in (
-        (f"val/{name}", "validation", VAL_COLOR),
-        (f"val/ema_{name}", "validation, moving average", EMA_COLOR),
+    for (epochs, values), label, color in (
+        ((middles, means), "train (mean of epoch)", TRAIN_COLOR),
+        (_series(records, f"val/{name}", scale), "validation", VAL_COLOR),
+        (_series(records, f"val/ema_{name}", scale), "validation, moving average", EMA_COLOR),
     ):
-        epochs, values = _series(records, tag, scale)
         if epochs:
             marker = "o" if len(epochs) <= 40 else None
             style: dict[str, Any] = {"marker": marker, "markersize": 3.5, "linewidth": 1.8}

@@ -27,7 +27,7 @@ def print_config(resolved: Resolved) -> int:
     print(describe(resolved))
     print("\n# derived")
     try:
-        inputs = open_inputs(resolved.config, show_progress=True)
+        inputs = open_inputs(resolved.config, build=True, show_progress=True)
         lines = derived_lines(resolved.config, len(inputs.train), launched_ranks()[1])
     except UserError as error:
         print(f"# cannot be derived: {error}")
@@ -91,6 +91,11 @@ def opening_lines(
         lines += [f"note: {note}" for note in loaded.notes]
         lines.append(f"resuming from {loaded.path} at step {loaded.payload['step']}")
     return lines
+
+
+def as_markdown(resolved: Resolved) -> str:
+    """The resolved config for TensorBoard's text panel."""
+    return "\n".join(f"    {line}" for line in describe(resolved).splitlines())
 
 
 def evaluation_line(prefix: str, step: int, result: dict[str, float]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from resnet_dist.checkpoint.manager import CheckpointManager
 from resnet_dist.config import Config, TrainConfig
 from resnet_dist.config_load import Resolved, load_config, parse_arguments
 from resnet_dist.data.build import EvalLoader, TrainLoader, build_eval_loader, build_train_loader
+from resnet_dist.data.transforms import to_uint8
 from resnet_dist.dist import World
 from resnet_dist.errors import AgreedError, UserError
 from resnet_dist.evaluate import sync_evaluate
@@ -89,6 +91,8 @@ def run(resolved: Resolved, world: World) -> int:
     if world.is_main:
         print("\n".join(summary.opening_lines(config, inputs, folder, loaded, world)), flush=True)
     parts = build_parts(config, state, inputs, plan, world=world, identity=identity)
+    if state.step == 0:
+        parts.recorder.text(0, "config", summary.as_markdown(resolved))
     outcome = fit(state, parts)
     parts.recorder.close()
     if world.is_main:
@@ -171,6 +175,7 @@ def build_parts(
         stop=stop,
         world=world,
         identity=identity,
+        to_picture=partial(to_uint8, data=inputs.data),
     )
 
 

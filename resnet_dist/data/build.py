@@ -6,8 +6,7 @@ Owns the choice among loaders. Everything that the loop needs from `resnet_dist.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Generator
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Literal, Protocol
 
 import torch

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -166,8 +166,11 @@ class _Decoder:
 
     def run(self, make_job: Callable[[int], Job], items: range) -> Generator[Batch, None, None]:
         """Batches of the items, in order. Closing the generator ends the pipeline and threads."""
-        read = partial(self._read, make_job, FolderStore(self._index))
-        source = _ReadAhead(read, items, depth=self._prefetch + 1)
+        source = _ReadAhead(
+            partial(self._read, make_job, FolderStore(self._index)),
+            items,
+            depth=self._prefetch + 1,
+        )
         with contextlib.closing(_Stream(self._graph, source, prefetch=self._prefetch)) as stream:
             # Outputs are fetched in `finish`: on a GPU, on the stream that it works on.
             finish = partial(self._finish, stream)
@@ -224,7 +227,7 @@ class DaliTrainLoader:
         )
         self._train_job = partial(order.train_job, data, index, plan=plan, seed=seed, rank=rank)
 
-    def batches(self, start_step: int, stop_step: int) -> Iterator[Batch]:
+    def batches(self, start_step: int, stop_step: int) -> Generator[Batch, None, None]:
         """The micro-batches of steps [start_step, stop_step), in order.
 
         Raises UserError, naming the file, for one that is damaged, changed or gone.
@@ -265,6 +268,6 @@ class DaliEvalLoader:
         )
         self._eval_job = partial(order.eval_job, data, index, batch_size=batch_size)
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self) -> Generator[Batch, None, None]:
         """Batches rank, rank + world_size, ...; every sample is in one batch of one rank."""
         return self._decoder.run(lambda item: self._eval_job(batch=item), self._items)

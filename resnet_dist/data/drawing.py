@@ -62,10 +62,8 @@ class _Draws:
 
     def noise(self, height: int, width: int) -> NDArray[np.float32]:
         """`[height, width]` in [-0.5, 0.5]; always the same bytes for one image."""
-        noise = self._noise[: height * width].reshape(height, width).astype(np.float32)
-        noise /= 255
-        noise -= 0.5
-        return noise
+        noise: NDArray[np.uint8] = self._noise[: height * width].reshape(height, width)
+        return noise.astype(np.float32) / np.float32(255) - np.float32(0.5)
 
 
 class _Part(NamedTuple):

@@ -5,7 +5,7 @@ Owns images and labels that are noise by design. Needs no data on disk.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -94,7 +94,7 @@ class SyntheticTrainLoader:
             device=device,
         )
 
-    def batches(self, start_step: int, stop_step: int) -> Iterator[Batch]:
+    def batches(self, start_step: int, stop_step: int) -> Generator[Batch, None, None]:
         """Micro-batches of steps [start_step, stop_step)."""
         batch_size = self._plan.global_batch_size
         for step in range(start_step, stop_step):
@@ -132,7 +132,7 @@ class SyntheticEvalLoader:
             device=device,
         )
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self) -> Generator[Batch, None, None]:
         """Batches rank, rank + world_size, ..."""
         for batch in self._mine:
             start = batch * self._batch_size

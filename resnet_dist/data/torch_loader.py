@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -188,7 +188,7 @@ class TorchTrainLoader:
         self._reader.check_shared_memory(plan.largest_micro_batch, data.train_size)
         self._train_job = partial(order.train_job, data, index, plan=plan, seed=seed, rank=rank)
 
-    def batches(self, start_step: int, stop_step: int) -> Iterator[Batch]:
+    def batches(self, start_step: int, stop_step: int) -> Generator[Batch, None, None]:
         """The micro-batches of steps [start_step, stop_step), in order.
 
         Raises UserError, naming the file, for one that is damaged, changed or gone.
@@ -223,6 +223,6 @@ class TorchEvalLoader:
         self._reader.check_shared_memory(min(batch_size, len(index)), data.eval_size)
         self._eval_job = partial(order.eval_job, data, index, batch_size=batch_size)
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self) -> Generator[Batch, None, None]:
         """Batches rank, rank + world_size, ...; every sample is in one batch of one rank."""
         return self._reader.run(lambda item: self._eval_job(batch=item), self._items)

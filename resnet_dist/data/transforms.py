@@ -55,6 +55,13 @@ class DeviceStage:
         return rows.view(n, height, width, 3).permute(0, 3, 1, 2)
 
 
+def to_uint8(images: torch.Tensor, data: DataConfig) -> torch.Tensor:
+    """Undo the normalisation, for people to look at: `[n, 3, S, S]` uint8 on the CPU."""
+    mean = torch.tensor(data.mean)[:, None, None]
+    std = torch.tensor(data.std)[:, None, None]
+    return ((images.cpu() * std + mean) * 255.0).round().clamp(0, 255).to(torch.uint8)
+
+
 def shift_and_flip(
     images: torch.Tensor,
     shifts: NDArray[np.int32],

@@ -77,7 +77,7 @@ def _drop_after(path: Path, step: int) -> None:
         record = _parse(line)
         if record is None:
             first_unreadable = first_unreadable or number
-        elif 0 < record["step"] <= step or record["step"] == 0 < step:
+        elif 0 < step >= record["step"]:
             # A power cut may leave rubbish after what was flushed, never before it.
             if first_unreadable is not None:
                 raise _not_a_record(path, first_unreadable)
@@ -105,9 +105,9 @@ def _parse(line: bytes) -> Record | None:
 
 
 def _plain(value: float | int) -> float | int | str:
-    """A number as JSON can hold it; numpy's and torch's scalars become Python's."""
+    """A number as JSON can hold it; anything else that `float()` takes becomes a float."""
     if isinstance(value, int):
-        return int(value)
+        return value
     value = float(value)
     if math.isnan(value):
         return "NaN"

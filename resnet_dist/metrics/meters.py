@@ -16,7 +16,7 @@ Sync = Callable[[Tensor], Tensor]
 """Sums a tensor over the ranks in place and returns it; all ranks must call it."""
 
 _LOSS_UNIT = 2.0**-32
-_LARGEST_LOSS = 2.0**20  # of one micro-batch; far above any finite loss that is worth recording
+_LARGEST_LOSS = 2.0**20  # of one micro-batch; beyond it a run has diverged, and counts as such
 
 
 def count_correct(logits: Tensor, labels: Tensor) -> Tensor:
@@ -36,7 +36,9 @@ def count_correct(logits: Tensor, labels: Tensor) -> Tensor:
 class TrainMeter:
     """Sums of the current log interval on this rank: one int64 tensor on the device.
 
-    [samples, top-1, top-5, loss in units of 2**-32, micro-batches with a non-finite loss]
+    [samples, top-1, top-5, loss in units of 2**-32, micro-batches whose loss is not finite]
+
+    A micro-batch's loss sum of more than 2**20 does not fit and counts as not finite.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -44,27 +46,32 @@ class TrainMeter:
 
     def update(self, loss_sum: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Add a micro-batch: the sum of its losses (scalar), `[n, classes]`, `[n]` int64."""
-        is_finite = loss_sum.isfinite()
+        fits = loss_sum.abs() <= _LARGEST_LOSS  # false for a NaN
         loss = loss_sum.double().nan_to_num(0.0, 0.0, 0.0).clamp(-_LARGEST_LOSS, _LARGEST_LOSS)
         fixed = (loss / _LOSS_UNIT).round().to(torch.int64)
         self._sums[0] += labels.shape[0]
         self._sums[1:3] += count_correct(logits, labels)
         self._sums[3] += fixed
-        self._sums[4] += (~is_finite).to(torch.int64)
+        self._sums[4] += ~fits
 
     def read_and_reset(self, sync_sum_: Sync) -> dict[str, float]:
-        """Mean loss, top1, top5 (shares of 1) and samples over all ranks; begins a new interval."""
+        """Mean loss, top1, top5 (shares of 1) and samples over all ranks; begins a new interval.
+
+        The loss is NaN if that of any micro-batch was not finite. At least one sample must have
+        been added. All ranks must call it.
+        """
         samples, top1, top5, loss, bad = sync_sum_(self._sums.clone()).tolist()
         self._sums.zero_()
         mean = loss * _LOSS_UNIT / samples if not bad else float("nan")
         return {"loss": mean, "top1": top1 / samples, "top5": top5 / samples, "samples": samples}
 
     def state(self, sync_sum_: Sync) -> Tensor:
-        """The sums over all ranks, `[5]` int64 on the CPU, for a checkpoint."""
+        """The sums over all ranks, `[5]` int64 on the CPU, for a checkpoint; this rank's stay as
+        they are. All ranks must call it."""
         return sync_sum_(self._sums.clone()).cpu()
 
     def load_state(self, sums: Tensor | None) -> None:
-        """Take over saved sums on one rank; the others pass None."""
+        """Take over `state()` on one rank; the others pass None and begin at zero."""
         if sums is None:
             self._sums.zero_()
         else:
@@ -89,9 +96,9 @@ class EvalMeter:
         self._losses[batch_number] = loss_sum.double()
 
     def result(self, sync_sum_: Sync) -> dict[str, float]:
-        """Mean loss, top1, top5 (shares of 1) and samples over all ranks."""
-        samples, top1, top5 = sync_sum_(self._counts).tolist()
-        loss = sum(sync_sum_(self._losses).tolist())
+        """Mean loss, top1, top5 (shares of 1) and samples over all ranks; all must call it."""
+        samples, top1, top5 = sync_sum_(self._counts.clone()).tolist()
+        loss = sum(sync_sum_(self._losses.clone()).tolist())  # in the order of the batches
         return {
             "loss": loss / samples,
             "top1": top1 / samples,

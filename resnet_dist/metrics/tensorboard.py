@@ -26,7 +26,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter, masked_crc32c
 from torch import Tensor
 from torch.utils.tensorboard import summary as torch_summary
 
-from resnet_dist.metrics.durable import AppendOnlyFile, replace_file, sync_folder
+from resnet_dist.metrics.durable import AppendOnlyFile, replace_file
 from resnet_dist.metrics.null import NullRecorder
 
 _HEADER = struct.Struct("<QI")  # length of the event, masked CRC-32C of the length
@@ -43,7 +43,7 @@ class TensorBoardRecorder(NullRecorder):
         self._name = _new_file_name(folder)  # sorts behind those that are dropped, too
         self._purge_step = resume_step + 1 if resume_step else 0
         self._newest: dict[str, int] = {}
-        """The last step of each image and text."""
+        """The last step of each image and text that is in the files."""
         for path in event_files(folder):
             for event in _drop_after(path, resume_step):
                 self._newest |= {value.tag: event.step for value in event.summary.value}
@@ -121,21 +121,21 @@ def read_frames(content: bytes) -> Iterator[tuple[bytes, Any]]:
 
 
 def _drop_after(path: Path, step: int) -> list[Any]:
-    """Leave only whole events of steps <= `step`; returns those that hold values.
+    """Leave only whole events of steps <= `step` (at 0: the header); returns those with values.
 
-    The bytes that stay are not touched, wall times included. A file without values is removed.
+    The bytes that stay are not touched, wall times included. The file stays even if it is empty:
+    a running TensorBoard that has it open would never get past a file that is gone.
     """
     content = path.read_bytes()
-    kept = [(frame, event) for frame, event in read_frames(content) if event.step <= step]
-    events = [event for _, event in kept if event.HasField("summary")]
-    if not events or step == 0:
-        path.unlink()
-        sync_folder(path.parent)
-        return []
+    kept = [
+        (frame, event)
+        for frame, event in read_frames(content)
+        if event.HasField("file_version") or 0 < step >= event.step
+    ]
     rest = b"".join(frame for frame, _ in kept)
     if rest != content:
         replace_file(path, lambda file: file.write(rest))
-    return events
+    return [event for _, event in kept if event.HasField("summary")]
 
 
 def _new_file_name(folder: Path) -> str:

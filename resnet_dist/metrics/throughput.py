@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class Throughput:
-    """Times one log interval after another."""
+    """Times one log interval after another. The first one begins when `watch` asks for a batch."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -24,6 +24,7 @@ class Throughput:
 
     def watch(self, batches: Iterator[T]) -> Iterator[T]:
         """Pass batches on and add up how long each was waited for."""
+        self._start = time.perf_counter()  # what was built since construction is not training
         while True:
             start = time.perf_counter()
             try:
@@ -41,8 +42,10 @@ class Throughput:
     def paused(self) -> Iterator[None]:
         """Leave out what happens inside, such as an evaluation."""
         start = time.perf_counter()
-        yield
-        self._start += time.perf_counter() - start
+        try:
+            yield
+        finally:
+            self._start += time.perf_counter() - start
 
     def read_and_reset(self, samples: int) -> dict[str, float]:
         """Rates since the last call, of `samples` images over all ranks: images_per_second,

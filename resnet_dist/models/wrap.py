@@ -13,6 +13,9 @@ The order, and why:
 
 from __future__ import annotations
 
+from inspect import signature
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -20,6 +23,13 @@ from torch.nn.parallel import DistributedDataParallel
 from resnet_dist.config import DistConfig, TrainConfig
 from resnet_dist.dist import World
 from resnet_dist.models.batch_norm import SyncBatchNorm2d, convert_sync_batch_norm
+
+# Torch 2.15 renamed it, and warns of the old name.
+_BUFFER_SETTING = (
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in signature(DistributedDataParallel.__init__).parameters
+    else "broadcast_buffers"
+)
 
 
 def wrap_model(
@@ -42,12 +52,13 @@ def wrap_model(
         model.compile()
     if world.size == 1:
         return model
+    settings: dict[str, Any] = {_BUFFER_SETTING: False}
     return DistributedDataParallel(
         model,
         device_ids=[world.device] if world.device.type == "cuda" else None,
-        broadcast_buffers=False,
         gradient_as_bucket_view=True,
         bucket_cap_mb=dist.bucket_cap_mb,
+        **settings,
     )
 
 

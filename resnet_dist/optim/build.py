@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from resnet_dist.config import OptimConfig
 from resnet_dist.optim.groups import parameter_groups
@@ -26,6 +28,15 @@ def build_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimi
     )
     devices = {parameter.device.type for group in groups for parameter in group["params"]}
     fused = devices <= _FUSED_DEVICES
+    optimizer = _build(config, groups, fused=fused)
+    if devices == {"cpu"}:
+        optimizer.register_step_pre_hook(_check_layouts)
+    return optimizer
+
+
+def _build(
+    config: OptimConfig, groups: list[dict[str, Any]], *, fused: bool
+) -> torch.optim.Optimizer:
     match config.name:
         case "sgd":
             return torch.optim.SGD(
@@ -42,4 +53,26 @@ def build_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimi
         case "adamw":
             return torch.optim.AdamW(
                 groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused
+            )
+
+
+def _strides(tensor: Tensor) -> list[int]:
+    """Strides that matter: those of dimensions with more than one element."""
+    return [stride for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1]
+
+
+def _check_layouts(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
+    """Every gradient lies in memory as its parameter does.
+
+    Autograd and DDP see to that. The fused kernels rely on it, walking both in memory order: on
+    GPUs they check it, on CPUs (2.15) they would apply a gradient's elements to other weights.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            grad = parameter.grad
+            if grad is None or grad.stride() == parameter.stride():
+                continue
+            assert _strides(grad) == _strides(parameter), (
+                f"a gradient of shape {list(grad.shape)} has another memory layout "
+                f"({grad.stride()}) than its parameter ({parameter.stride()})"
             )

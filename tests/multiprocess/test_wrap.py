@@ -1,4 +1,4 @@
-"""DDP's buckets have their final layout before the first step: a resumed run is bit for bit equal."""
+"""DDP's buckets have their final layout before the first step, so that a resumed run is exact."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def wait_for_threads(wanted: int) -> None:
     deadline = time.monotonic() + 10
     while num_threads() > wanted and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert num_threads() <= wanted
+    assert num_threads() <= wanted, threading.enumerate()
 
 
 def assert_equal(left: Batch, right: Batch) -> None:

