@@ -72,15 +72,16 @@ def ours(setup: Setup, name: Any) -> Iterator[torch.Tensor]:
         device=torch.device("cpu"),
         num_workers=setup.num_workers,
     )
-    with contextlib.closing(loader.batches(0, 10**9)) as batches:  # type: ignore[type-var]
+    with contextlib.closing(loader.batches(0, 10**9)) as batches:
         for batch in batches:
             yield batch.images
 
 
 def dali_native(setup: Setup) -> Iterator[torch.Tensor]:
     """DALI as its documentation shows it: it reads, shuffles and draws the crops itself."""
-    from nvidia import dali
+    from nvidia import dali as untyped_dali
 
+    dali: Any = untyped_dali
     fn, types = dali.fn, dali.types
     pipeline = dali.Pipeline(
         batch_size=setup.batch_size,
@@ -109,7 +110,7 @@ def dali_native(setup: Setup) -> Iterator[torch.Tensor]:
         )
         pipeline.set_outputs(images, labels)
     while True:
-        output: Any = pipeline.run()[0]
+        output, _ = pipeline.run()
         yield torch.utils.dlpack.from_dlpack(output.as_tensor())
 
 
@@ -288,9 +289,8 @@ def main() -> None:
                 if number:
                     rates[name].append(rate)
             if number:
-                print(
-                    number, {name: round(values[-1]) for name, values in rates.items()}, flush=True
-                )
+                latest = {name: round(of[-1].images_per_second) for name, of in rates.items()}
+                print(number, latest, flush=True)
     print_tables(rates)
 
 

@@ -173,9 +173,9 @@ def sync_save(state: TrainState, parts: Parts, *, is_best: bool) -> None:
 def _sync_log(state: TrainState, parts: Parts, extra: dict[str, float]) -> None:
     """Read the meters, the only host synchronisation between evaluations, and record them."""
     measured = state.meter.read_and_reset(lambda tensor: sync_sum_(tensor, parts.world))
-    samples = int(measured.pop("samples"))
+    del measured["samples"]
     values = {f"train/{name}": value for name, value in measured.items()}
-    speeds = parts.throughput.read_and_reset(samples)
+    speeds = parts.throughput.read_and_reset()
     values |= {f"train/{name}": value for name, value in speeds.items()}
     parts.recorder.scalars(
         state.step, {"epoch": state.step / parts.cadence.steps_per_epoch, **values, **extra}

@@ -171,7 +171,7 @@ def build_parts(
             steps_per_epoch=steps_per_epoch,
         ),
         checkpoints=CheckpointManager(folder / "checkpoints", config.checkpoint),
-        throughput=Throughput(world.device),
+        throughput=Throughput(world.device, global_batch_size=train.global_batch_size),
         stop=stop,
         world=world,
         identity=identity,

@@ -16,8 +16,9 @@ T = TypeVar("T")
 class Throughput:
     """Times one log interval after another. The first one begins when `watch` asks for a batch."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, global_batch_size: int) -> None:
         self._device = device
+        self._global_batch_size = global_batch_size
         self._start = time.perf_counter()
         self._waited = 0.0
         self._steps = 0
@@ -47,13 +48,13 @@ class Throughput:
         finally:
             self._start += time.perf_counter() - start
 
-    def read_and_reset(self, samples: int) -> dict[str, float]:
-        """Rates since the last call, of `samples` images over all ranks: images_per_second,
+    def read_and_reset(self) -> dict[str, float]:
+        """Rates since the last call: images_per_second (over all ranks),
         step_time_ms, data_wait_share (of 1, this rank), memory_gib (peak of this process)."""
         now = time.perf_counter()
         elapsed = max(now - self._start, 1e-9)
         result = {
-            "images_per_second": samples / elapsed,
+            "images_per_second": self._steps * self._global_batch_size / elapsed,
             "step_time_ms": 1e3 * elapsed / max(self._steps, 1),
             "data_wait_share": min(1.0, self._waited / elapsed),
             "memory_gib": self._memory_gib(),

@@ -22,6 +22,7 @@ from resnet_dist.metrics.durable import AppendOnlyFile, replace_file
 from resnet_dist.metrics.jsonl import JsonlRecorder, read_records
 from resnet_dist.metrics.null import NullRecorder
 from resnet_dist.metrics.recorder import MultiRecorder, Recorder, build_recorder
+from tests.unit.event_files import accumulated_steps, raw_steps
 
 TRAIN = {
     "epoch": 1.5,
@@ -210,8 +211,6 @@ def test_every_step_once_in_both_sinks_after_two_kills(tmp_path: Path) -> None:
     assert [record["step"] for record in trained] == list(range(1, 41))
     assert [r["step"] for r in records if "val/top1" in r] == [10, 20, 30, 40]
     assert all(record["train/loss"] == 1 / record["step"] for record in trained)
-
-    from tests.unit.event_files import accumulated_steps, raw_steps
 
     expected = {
         "train/loss": list(range(1, 41)),
