@@ -531,4 +531,11 @@ class Config:
         rules.require(
             0 <= self.seed < 2**63, "seed", self.seed, "must lie in [0, 2**63)", "0 is fine"
         )
+        rules.require(
+            self.schedule.warmup_epochs < self.train.epochs,
+            "schedule.warmup_epochs",
+            self.schedule.warmup_epochs,
+            f"must be less than train.epochs ({self.train.epochs})",
+            "shorten the warm-up or train longer",
+        )
         rules.enforce()

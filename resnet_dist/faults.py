@@ -11,6 +11,7 @@ import os
 import signal
 import time
 from types import FrameType
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -33,14 +34,20 @@ class StopSignal:
         self._world = world
         self._signal: int | None = None
         self.received_at: float | None = None
+        self._previous: dict[signal.Signals, Any] = {}
         self._next_check = 0
         self._last_step = 0
         self._last_time = time.monotonic()
 
-    def install(self) -> None:
+    def __enter__(self) -> StopSignal:
         """Take over the signals. Main thread only."""
-        for number in _SIGNALS:
-            signal.signal(number, self._handle)
+        self._previous = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Give them back."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from functools import partial
 from typing import Any
 
@@ -93,8 +94,8 @@ def run(resolved: Resolved, world: World) -> int:
     parts = build_parts(config, state, inputs, plan, world=world, identity=identity)
     if state.step == 0:
         parts.recorder.text(0, "config", summary.as_markdown(resolved))
-    outcome = fit(state, parts)
-    parts.recorder.close()
+    with closing(parts.recorder), parts.stop:
+        outcome = fit(state, parts)
     if world.is_main:
         summary.closing_report(config, folder, outcome, state.step)
     return STOPPED_EXIT_CODE if outcome is Outcome.STOPPED else 0
@@ -135,47 +136,51 @@ def build_parts(
 ) -> Parts:
     """Everything that the loop works with."""
     train, folder = config.train, run_folder(config.run)
-    steps_per_epoch = len(inputs.train) // train.global_batch_size
-    num_steps = steps_per_epoch * train.epochs
+    cadence = cadence_of(config, len(inputs.train))
     network = wrap_model(state.model, train=train, dist=config.dist, world=world)
     warm_up_buckets(network, train=train, size=config.data.train_size, device=world.device)
-    stop = StopSignal(world)
-    stop.install()
     return Parts(
         network=network,
         train_loader=train_loader(config, inputs, plan, world),
         eval_loader=eval_loader(config, inputs, world),
         settings=step_settings(train, plan),
-        cadence=Cadence(
-            steps_per_epoch=steps_per_epoch,
-            num_steps=num_steps,
-            stop_step=min(num_steps, train.max_steps or num_steps),
-            ema_every_steps=train.ema_every_steps,
-            log=config.log,
-            eval=config.eval,
-            checkpoint=config.checkpoint,
-        ),
+        cadence=cadence,
         lr_of=build_schedule(
             config.schedule,
             lr=config.optim.lr,
-            steps_per_epoch=steps_per_epoch,
-            num_steps=num_steps,
+            steps_per_epoch=cadence.steps_per_epoch,
+            num_steps=cadence.num_steps,
         ),
-        momentum_of=build_momentum_schedule(config.schedule, num_steps=num_steps),
+        momentum_of=build_momentum_schedule(config.schedule, num_steps=cadence.num_steps),
         recorder=build_recorder(
             config.log,
             run_dir=folder,
             is_main=world.is_main,
             resume_step=state.step,
-            num_steps=num_steps,
-            steps_per_epoch=steps_per_epoch,
+            num_steps=cadence.num_steps,
+            steps_per_epoch=cadence.steps_per_epoch,
         ),
         checkpoints=CheckpointManager(folder / "checkpoints", config.checkpoint),
         throughput=Throughput(world.device, global_batch_size=train.global_batch_size),
-        stop=stop,
+        stop=StopSignal(world),
         world=world,
         identity=identity,
         to_picture=partial(to_uint8, data=inputs.data),
+    )
+
+
+def cadence_of(config: Config, num_samples: int) -> Cadence:
+    """What is due when."""
+    steps_per_epoch = num_samples // config.train.global_batch_size
+    num_steps = steps_per_epoch * config.train.epochs
+    return Cadence(
+        steps_per_epoch=steps_per_epoch,
+        num_steps=num_steps,
+        stop_step=min(num_steps, config.train.max_steps or num_steps),
+        ema_every_steps=config.train.ema_every_steps,
+        log=config.log,
+        eval=config.eval,
+        checkpoint=config.checkpoint,
     )
 
 

@@ -222,7 +222,7 @@ def _stamp_line(draws: _Draws, canvas: Image.Image) -> None:
 def _stamp_shape(draws: _Draws, canvas: Image.Image, parts: list[_Part], luma: float) -> None:
     """The shape itself: wholly inside the centre square, which is what evaluation looks at."""
     short = min(canvas.size)
-    radius = short * draws.uniform(0.26, 0.42)
+    radius = short * draws.uniform(0.3, 0.43)
     reach = short / 2 - radius
     center = (
         canvas.width / 2 + draws.uniform(-reach, reach),
@@ -243,8 +243,8 @@ def draw(split: str, index: int) -> Image.Image:
     is_gray = draws.chance(1 / 12)
 
     # The shape is brighter than its ground as often as darker: mean brightness tells nothing.
-    contrast = draws.uniform(0.28, 0.55)
-    low = draws.uniform(0.08, 0.92 - contrast)
+    contrast = draws.uniform(0.32, 0.6)
+    low = draws.uniform(0.06, 0.94 - contrast)
     ground, shape = (low, low + contrast) if draws.chance(0.5) else (low + contrast, low)
     canvas = _texture(draws, (width, height), ground, amplitude=draws.uniform(0.0, 0.14))
     for _ in range(draws.integer(0, 2)):

@@ -82,7 +82,7 @@ class _SyncBatchNormCpu(torch.autograd.Function):
         world_size: int,
     ) -> Tensor:
         x = x.contiguous(memory_format=_layout(x))
-        count, mean, var = _sync_moments(x, running_mean, group, world_size)
+        count, mean, var = _sync_moments(x, (running_mean, running_var), group, world_size)
         if count < 2:
             raise ValueError(
                 f"batch norm needs more than one value per channel over all ranks, got {count} "
@@ -92,7 +92,7 @@ class _SyncBatchNormCpu(torch.autograd.Function):
         running_var.lerp_(var * (count / (count - 1)), momentum)
         ctx.save_for_backward(x, weight, mean, var)
         ctx.eps, ctx.count, ctx.group = eps, count, group
-        return _normalise(x, weight, bias, mean=mean, var=var, eps=eps)
+        return _normalise(x, weight, bias, eps, (mean, var))
 
     @staticmethod
     @once_differentiable
@@ -105,21 +105,25 @@ class _SyncBatchNormCpu(torch.autograd.Function):
         """
         x, weight, mean, var = ctx.saved_tensors
         grad = grad.contiguous(memory_format=_layout(x))
-        sums = torch.zeros(2, mean.numel(), dtype=mean.dtype)
         if x.numel():
             # Evaluation mode: the given statistics are constants, so that these are plain sums.
             _, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
                 grad, x, weight, mean, var, None, None, False, ctx.eps, [False, True, True]
             )
-            sums[0], sums[1] = grad_bias, grad_weight
-        total = sums.clone()
+        else:
+            grad_weight, grad_bias = torch.zeros_like(mean), torch.zeros_like(mean)
+        total = torch.cat([grad_bias, grad_weight])
         dist.all_reduce(total, group=ctx.group)
-        # Both terms have the form of a normalisation: scale * (x - mean) / sqrt(var + eps) + shift.
-        gain = (var + ctx.eps).rsqrt_().mul_(weight).div_(-ctx.count)
-        grad_x = _normalise(x, gain * total[1], gain * total[0], mean=mean, var=var, eps=ctx.eps)
-        zeros = torch.zeros_like(mean)
-        grad_x += _normalise(grad, weight, zeros, mean=zeros, var=var, eps=ctx.eps)
-        return grad_x, sums[1], sums[0], None, None, None, None, None, None
+        sum_grad, sum_grad_xhat = total.chunk(2)
+        scale = (var + ctx.eps).rsqrt_().mul_(weight)
+        share = scale / -ctx.count
+        grad_x = _normalise(x, share * sum_grad_xhat, share * sum_grad, ctx.eps, (mean, var))
+        if grad.dtype is scale.dtype:
+            grad_x.addcmul_(grad, scale.view(1, -1, 1, 1))
+        else:
+            zeros = torch.zeros_like(mean)
+            grad_x += _normalise(grad, weight, zeros, ctx.eps, (zeros, var))
+        return grad_x, grad_weight, grad_bias, None, None, None, None, None, None
 
 
 def _layout(x: Tensor) -> torch.memory_format:
@@ -128,44 +132,45 @@ def _layout(x: Tensor) -> torch.memory_format:
 
 
 def _normalise(
-    x: Tensor, weight: Tensor, bias: Tensor, *, mean: Tensor, var: Tensor, eps: float
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, moments: tuple[Tensor, Tensor]
 ) -> Tensor:
     """weight * (x - mean) / sqrt(var + eps) + bias, in the type and layout of x."""
     if x.numel() == 0:
         return torch.empty_like(x)
-    result: Tensor = torch.native_batch_norm(x, weight, bias, mean, var, False, 0.0, eps)[0]
+    result: Tensor = torch.native_batch_norm(x, weight, bias, *moments, False, 0.0, eps)[0]
     return result
 
 
 def _sync_moments(
-    x: Tensor, like: Tensor, group: dist.ProcessGroup, world_size: int
+    x: Tensor, running: tuple[Tensor, Tensor], group: dist.ProcessGroup, world_size: int
 ) -> tuple[int, Tensor, Tensor]:
     """Count of values per channel, mean `[C]` and biased variance `[C]` over all ranks.
 
-    One collective. Ranks exchange (count, mean, variance) and combine them by Chan, Golub and
+    One collective. Ranks exchange (mean, variance, count) and combine them by Chan, Golub and
     LeVeque 1979 ("Updating formulae and a pairwise algorithm for computing sample variances"):
     sums of squares would cancel where the mean is large against the deviation. Every rank computes
-    the same bits from the same numbers.
+    the same bits from the same numbers. The statistics have the type of the running ones.
     """
     channels = x.shape[1]
     count = x.numel() // channels
-    # Float32 holds counts up to 2**24 exactly: 1,300 images of 112 x 112 a rank.
-    local = torch.zeros(2 * channels + 1, dtype=like.dtype)
+    dtype = running[0].dtype
     if count:
-        # The scratch buffers tell the kernel to keep statistics in their type, not bfloat16.
-        scratch = torch.zeros(2, channels, dtype=like.dtype)
-        mean, var = torch.batch_norm_update_stats(x, scratch[0], scratch[1], 0.0)
-        torch.cat([mean, var, mean.new_full((1,), count)], out=local)
+        # With momentum 0 the kernel leaves the running statistics alone, but takes their type.
+        mean, var = torch.batch_norm_update_stats(x, *running, 0.0)
+        # Float32 holds counts up to 2**24 exactly: 1,300 images of 112 x 112 a rank.
+        local = torch.cat([mean, var, mean.new_full((1,), count)])
+    else:
+        local = torch.zeros(2 * channels + 1, dtype=dtype)
     everyone = local.new_empty(world_size, 2 * channels + 1)
     dist.all_gather(list(everyone.unbind()), local, group=group)
-    everyone = everyone.double()
-    counts = everyone[:, -1:]
-    total = counts.sum()
-    shares = counts / total.clamp(min=1.0)
-    means = everyone[:, :channels]
-    mean = (shares * means).sum(0)
-    var = (shares * (everyone[:, channels:-1] + (means - mean).square())).sum(0)
-    return int(total), mean.to(like.dtype), var.to(like.dtype)
+    # In float64, so that the count of all ranks is exact too.
+    means, variances, counts = torch.split(everyone.double(), [channels, channels, 1], dim=1)
+    total = int(counts.sum())
+    shares = counts.squeeze(1) / max(total, 1)
+    mean = shares @ means
+    deviations = means - mean
+    var = shares @ torch.addcmul(variances, deviations, deviations)
+    return total, mean.to(dtype), var.to(dtype)
 
 
 def convert_sync_batch_norm(
