@@ -38,7 +38,7 @@ from resnet_dist.plan import BatchPlan
 SIZE = 224
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
-WARM_UP_BATCHES = 8
+WARM_UP_BATCHES = 6
 # (what is measured, what it is measured against, least acceptable ratio)
 BARS = [
     ("dali", "dali_native", 0.97),

@@ -7,6 +7,7 @@ loop, and then calls `fit`.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import closing
@@ -59,6 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = run(resolved, world)
     except UserError as error:
         return _report(error, speaks=rank == 0 or not isinstance(error, AgreedError))
+    # The agent ends all ranks as soon as one exits with a code, so rank 0 finishes its report first.
+    dist.sync_barrier(world)
+    if code == STOPPED_EXIT_CODE:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     dist.stop(world)
     return code
 

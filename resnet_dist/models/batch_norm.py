@@ -34,7 +34,6 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
     `[N, C, H, W]` to the same; N may differ between ranks. In training every rank must call it,
     forward and backward; in evaluation, or without a process group, it is plain batch norm.
-    On GPUs a rank without samples costs nothing extra, but see `convert_sync_batch_norm`.
     """
 
     process_group: dist.ProcessGroup | None = None

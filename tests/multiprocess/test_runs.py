@@ -15,11 +15,11 @@ import pytest
 from tests.launch import (
     TINY,
     assert_same_run,
-    command,
     exact_records,
     losses,
     newest_checkpoint,
     records,
+    torchrun,
     train,
 )
 
@@ -114,6 +114,7 @@ def test_accumulation_clipping_average_and_interval_resume_exactly(
         "optim.name=adamw",
         "optim.lr=0.001",
         "schedule.name=one_cycle",
+        "schedule.warmup_epochs=0",
         "log.every_steps=5",
         "checkpoint.every_steps=3",
     ]
@@ -130,7 +131,7 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(
 ) -> None:
     run_dir = tmp_path / "stopped"
     arguments = [*TINY, f"data.root={run_root}", f"run.dir={run_dir}", SAVE_EVERY]
-    process = subprocess.Popen(command(2, arguments), stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(torchrun(2, arguments), stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     for line in process.stdout:
         if "step 2/" in line:
@@ -155,7 +156,7 @@ def test_a_finished_run_started_again_changes_nothing(
     run_dir = undisturbed(2, "torch")
     before = (run_dir / "metrics.jsonl").read_bytes()
     result = train(2, run_root, run_dir, SAVE_EVERY)
-    assert "finished" in result.stdout
+    assert "finished" in result.output
     assert (run_dir / "metrics.jsonl").read_bytes() == before
 
 
@@ -167,6 +168,6 @@ def test_evaluate_only_gives_the_recorded_figures_on_any_number_of_ranks(
     lines = set()
     for nproc in (1, 3):
         result = train(nproc, run_root, run_dir, "run.evaluate_only=true")
-        lines |= {line for line in result.stdout.splitlines() if "top1" in line}
+        lines |= {line for line in result.output.splitlines() if "top1" in line}
     assert len(lines) == 1, lines
     assert f"top1 {recorded['val/top1']:.4%}" in lines.pop()
