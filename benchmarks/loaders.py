@@ -45,7 +45,7 @@ BARS = [
     ("torch", "torchvision_v2", 1.0),
     ("torch", "torchvision_v2_pil", 1.0),
     ("torch", "pytorch_examples", 1.3),
-    ("torch", "dali", 1.0),
+    ("torch", "dali", 0.0),  # no bar: tells which should be the default
 ]
 
 

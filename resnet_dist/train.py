@@ -20,7 +20,13 @@ from resnet_dist import dist, summary
 from resnet_dist.checkpoint.manager import CheckpointManager
 from resnet_dist.config import Config, TrainConfig
 from resnet_dist.config_load import Resolved, load_config, parse_arguments
-from resnet_dist.data.build import EvalLoader, TrainLoader, build_eval_loader, build_train_loader
+from resnet_dist.data.build import (
+    EvalLoader,
+    TrainLoader,
+    build_eval_loader,
+    build_train_loader,
+    start_loader_server,
+)
 from resnet_dist.data.transforms import to_uint8
 from resnet_dist.dist import World
 from resnet_dist.errors import AgreedError, UserError
@@ -60,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = run(resolved, world)
     except UserError as error:
         return _report(error, speaks=rank == 0 or not isinstance(error, AgreedError))
-    # The agent ends all ranks as soon as one exits with a code, so rank 0 finishes its report first.
+    # The agent ends all ranks as soon as one exits with a code: let rank 0 finish its report.
     dist.sync_barrier(world)
     if code == STOPPED_EXIT_CODE:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -73,6 +79,7 @@ def run(resolved: Resolved, world: World) -> int:
     config = resolved.config
     folder = run_folder(config.run)
     configure_torch(config.train, world)
+    start_loader_server(config.data, world.device)
     inputs = sync_open_inputs(config, world)
     plan = plan_batches(
         config.train.global_batch_size,

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+PRELOAD = ["pytest", "resnet_dist.train", "torch.fx.experimental.symbolic_shapes"]
+"""Importing these takes seconds. The last one is what the first backward pass imports."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def fork_server() -> None:
+    """One fork server that has imported everything, for ranks, readers, and readers of ranks."""
+    multiprocessing.set_forkserver_preload(PRELOAD)
+    forkserver.ensure_running()
 
 
 def _write_image(path: Path, height: int, width: int, *, seed: int, mode: str = "RGB") -> None:

@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 import torch
 
 from resnet_dist.config import DataConfig
+from resnet_dist.data import worker
 from resnet_dist.data.index import Index, cache_root, check_splits, open_index
 from resnet_dist.data.jobs import Batch, Job
 from resnet_dist.data.order import eval_job, sample_ids_of_step, steps_per_epoch, train_job
@@ -43,6 +44,7 @@ __all__ = [
     "eval_job",
     "open_index",
     "sample_ids_of_step",
+    "start_loader_server",
     "steps_per_epoch",
     "train_job",
 ]
@@ -100,6 +102,12 @@ def choose_loader(data: DataConfig, device: torch.device) -> Literal["dali", "to
             f"nvidia-dali-cuda130, or set data.loader=torch"
         )
     return name
+
+
+def start_loader_server(data: DataConfig, device: torch.device) -> None:
+    """Begin to start what the torch loader's processes are forked from; returns at once."""
+    if choose_loader(data, device) == "torch":
+        worker.start_server()
 
 
 def _is_dali_installed() -> bool:

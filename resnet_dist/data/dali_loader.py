@@ -108,7 +108,7 @@ class _Stream:
         return self._source.in_flight.popleft().job, images
 
     def close(self) -> None:
-        """End the pipeline and the reading; all threads are gone when it returns."""
+        """End the pipeline and the reading, and with them all threads."""
         self._pipeline = None
         self._source.close()
 
@@ -166,8 +166,11 @@ class _Decoder:
 
     def run(self, make_job: Callable[[int], Job], items: range) -> Generator[Batch, None, None]:
         """Batches of the items, in order. Closing the generator ends the pipeline and threads."""
+        # As many requests in flight as there are decoders: in the page cache, more of them only
+        # fight for the interpreter's lock.
+        num_readers = max(2, self._graph.num_threads)
         source = _ReadAhead(
-            partial(self._read, make_job, FolderStore(self._index)),
+            partial(self._read, make_job, FolderStore(self._index, num_threads=num_readers)),
             items,
             depth=self._prefetch + 1,
         )

@@ -53,8 +53,21 @@ class Index:
     fingerprint: str
     """sha256 over class names, relative paths, labels and sizes; equal wherever the root lies."""
 
+    columns: Path
+    """Folder of the cached columns."""
+
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """In another process the same pages are mapped: no column is copied."""
+        return _open_columns, (
+            self.columns,
+            self.folder,
+            self.own_classes,
+            self.classes,
+            self.fingerprint,
+        )
 
     def path(self, sample_id: int) -> str:
         """File of a sample."""
@@ -164,21 +177,30 @@ def _load(cache: Path, folder: Path, *, check_files: bool) -> Index | None:
             return None
         if not _is_current(folder, meta, check_files=check_files):
             return None
-        columns = {name: _map(cache / meta["data"] / f"{name}.npy") for name in _COLUMNS}
+        columns = cache / meta["data"]
+        return _open_columns(columns, folder, classes, classes, meta["fingerprint"])
     except (FileNotFoundError, ValueError, KeyError):
         return None  # also when another process replaces it right now
-    return Index(
+
+
+def _open_columns(
+    columns: Path, folder: Path, own_classes: list[str], classes: list[str], fingerprint: str
+) -> Index:
+    index = Index(
         folder=folder,
-        classes=classes,
-        own_classes=classes,
-        fingerprint=meta["fingerprint"],
-        **columns,
+        classes=own_classes,
+        own_classes=own_classes,
+        fingerprint=fingerprint,
+        columns=columns,
+        **{name: _map(columns / f"{name}.npy") for name in _COLUMNS},
     )
+    return index if classes == own_classes else _renumber(index, classes)
 
 
 def _map(path: Path) -> NDArray[Any]:
     array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    return array
+    # As a plain array on the same pages: np.memmap's own indexing costs several times as much.
+    return array.view(np.ndarray)
 
 
 def _is_current(folder: Path, meta: dict[str, Any], *, check_files: bool) -> bool:

@@ -8,7 +8,6 @@ nothing: see `resnet_dist.data.index` for the cache.
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import os
 import warnings
 from collections import deque
@@ -165,7 +164,7 @@ def scan_folder(folder: Path, *, show_progress: bool) -> ScannedFolder:
         bar,
         ProcessPoolExecutor(
             num_processes,
-            mp_context=multiprocessing.get_context("fork"),
+            mp_context=worker.context(),
             initializer=_start_reader,
             initargs=(os.getpid(),),
         ) as pool,

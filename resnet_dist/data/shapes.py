@@ -115,7 +115,8 @@ def write_all(
     total = sum(sizes.values())
     if num_workers is None:
         num_workers = min(os.cpu_count() or 1, _MAX_WORKERS, total // _IMAGES_PER_WORKER)
-    with tqdm(desc="drawing", total=total, unit="image", disable=not show_progress) as bar:
+    disable = None if show_progress else True  # None: no bar where there is no terminal.
+    with tqdm(desc="drawing", total=total, unit="image", disable=disable) as bar:
         if num_workers > 1:
             for count in _run_workers(root, sizes, num_workers):
                 bar.update(count)

@@ -94,8 +94,17 @@ def _as_it_is(item: Any) -> Any:
     return item
 
 
-def _start_worker(parent_pid: int, _worker_id: int) -> None:
-    worker.isolate(parent_pid)
+def _start_worker(trainer_pid: int, _worker_id: int) -> None:
+    worker.isolate(trainer_pid)
+
+
+def _train_item(item: int, *, make_job: Callable[..., Job], micros: int) -> Job:
+    step, micro = divmod(item, micros)
+    return make_job(step=step, micro=micro)
+
+
+def _eval_item(item: int, *, make_job: Callable[..., Job]) -> Job:
+    return make_job(batch=item)
 
 
 class _Reader:
@@ -112,9 +121,7 @@ class _Reader:
 
     def run(self, make_job: Callable[[int], Job], items: range) -> Generator[Batch, None, None]:
         """Batches of the items, in order. Closing the generator ends the readers."""
-        loader = self._build(make_job, items)
-        with worker.signals_held_back():
-            results = iter(loader)
+        results = iter(self._build(make_job, items))
         with contextlib.closing(one_ahead(results, self._finish, self._device)) as batches:
             try:
                 yield from batches
@@ -140,7 +147,7 @@ class _Reader:
             num_workers=self._num_workers,
             prefetch_factor=self._data.prefetch_batches if self._num_workers else None,
             worker_init_fn=partial(_start_worker, os.getpid()),
-            multiprocessing_context="fork" if self._num_workers else None,
+            multiprocessing_context=worker.context() if self._num_workers else None,
             pin_memory=self._device.type == "cuda",
             generator=torch.Generator(),  # else each iterator draws from the global state
         )
@@ -194,11 +201,8 @@ class TorchTrainLoader:
         Raises UserError, naming the file, for one that is damaged, changed or gone.
         """
         micros = self._plan.accumulation_steps
-        return self._reader.run(self._job_of_item, range(start_step * micros, stop_step * micros))
-
-    def _job_of_item(self, item: int) -> Job:
-        step, micro = divmod(item, self._plan.accumulation_steps)
-        return self._train_job(step=step, micro=micro)
+        make_job = partial(_train_item, make_job=self._train_job, micros=micros)
+        return self._reader.run(make_job, range(start_step * micros, stop_step * micros))
 
 
 class TorchEvalLoader:
@@ -225,4 +229,4 @@ class TorchEvalLoader:
 
     def batches(self) -> Generator[Batch, None, None]:
         """Batches rank, rank + world_size, ...; every sample is in one batch of one rank."""
-        return self._reader.run(lambda item: self._eval_job(batch=item), self._items)
+        return self._reader.run(partial(_eval_item, make_job=self._eval_job), self._items)

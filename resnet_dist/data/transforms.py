@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from resnet_dist.config import DataConfig
+from resnet_dist.data.buffers import HostBuffers
 from resnet_dist.data.jobs import Batch, Job
 
 _T = TypeVar("_T")
@@ -24,6 +25,7 @@ class DeviceStage:
 
     def __init__(self, data: DataConfig, device: torch.device) -> None:
         self._device = device
+        self._buffers = HostBuffers()
         mean = torch.tensor(data.mean, dtype=torch.float64)
         std = torch.tensor(data.std, dtype=torch.float64)
         self._scale = (1.0 / (255.0 * std)).to(device, torch.float32)
@@ -50,7 +52,11 @@ class DeviceStage:
         """(x / 255 - mean) / std: `[n, S, S, 3]` uint8 to `[n, 3, S, S]` float32 channels-last."""
         n, height, width, _ = images.shape
         # Whole rows as the inner dimension: a loop over three channels would not vectorise.
-        rows = images.reshape(n * height, width * 3).to(torch.float32)
+        if self._device.type == "cpu":
+            rows = self._buffers.take(images.numel()).view(n * height, width * 3)
+            rows.copy_(images.reshape(n * height, width * 3))
+        else:
+            rows = images.reshape(n * height, width * 3).to(torch.float32)
         torch.addcmul(self._bias.repeat(width), rows, self._scale.repeat(width), out=rows)
         return rows.view(n, height, width, 3).permute(0, 3, 1, 2)
 

@@ -1,24 +1,55 @@
-"""Helper processes that cannot outlive, interrupt or be interrupted before their parent.
+"""Helper processes that cannot hang at birth, outlive their trainer, or take its signals.
 
-Owns what a forked reader does first. A signal sent to a whole process group (Ctrl-C, Slurm's
-warning) must reach the trainer alone: it decides when to stop and still needs its readers.
+They are forked from multiprocessing's fork server, a process that only imports modules. Forking the
+trainer itself would copy the locks that its other threads (gloo's, autograd's, the data loader's)
+hold at that moment, and a child that needs one of them waits for ever.
+
+A signal sent to a whole process group (Ctrl-C, Slurm's warning) must reach the trainer alone: it
+decides when to stop and still needs its readers.
 """
 
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
+import select
 import signal
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
 
 _PARENTS_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 _PR_SET_PDEATHSIG = 1
 
 
+def start_server() -> None:
+    """Begin to start the fork server, which imports torch meanwhile; returns at once.
+
+    Called early, so that the seconds this takes are over when the first helper is needed. If a
+    parent process has a server, that one is used.
+    """
+    # Each child runs the main module's body again (as __mp_main__): quick if all that it imports is
+    # there. The main module itself must not be, or runpy warns.
+    main = getattr(sys.modules["__main__"].__spec__, "name", None)
+    ours = [name for name in sys.modules if name.startswith("resnet_dist.") and name != main]
+    multiprocessing.set_forkserver_preload(ours)
+    with _signals_held_back():
+        forkserver.ensure_running()
+
+
+def context() -> ForkServerContext:
+    """Where helpers are started from."""
+    start_server()
+    return multiprocessing.get_context("forkserver")
+
+
 @contextmanager
-def signals_held_back() -> Iterator[None]:
-    """Delay the parent's signals while it forks, so that none hits a child before `isolate`."""
+def _signals_held_back() -> Iterator[None]:
+    """The server inherits the blocked signals, and so do its children until `isolate`."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _PARENTS_SIGNALS)
     try:
         yield
@@ -26,11 +57,21 @@ def signals_held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def isolate(parent_pid: int) -> None:
-    """First call in a child: leave signals to the parent, and die (SIGKILL) when it dies."""
+def isolate(trainer_pid: int) -> None:
+    """First call in a helper: leave signals to the trainer, and die when it or the server dies."""
     for number in _PARENTS_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _PARENTS_SIGNALS)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:  # it died before the request above was in place
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # the parent is the server
+    try:
+        trainer = os.pidfd_open(trainer_pid)
+    except ProcessLookupError:
         os._exit(1)
+    threading.Thread(target=_die_with, args=(trainer,), daemon=True).start()
+
+
+def _die_with(process_descriptor: int) -> None:
+    poll = select.poll()
+    poll.register(process_descriptor, select.POLLIN)
+    poll.poll()
+    os._exit(1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import warnings
 from collections.abc import Callable
@@ -14,9 +13,6 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-# The last one is what the first backward pass imports.
-_PRELOAD = ["torch", "torch.distributed", "pytest", "torch.fx.experimental.symbolic_shapes"]
-
 
 def run_ranks(function: Callable[..., Any], world_size: int, folder: Path, *args: Any) -> list[Any]:
     """`[function(rank, world_size, *args) for each rank]`, each in a process of its own.
@@ -26,8 +22,6 @@ def run_ranks(function: Callable[..., Any], world_size: int, folder: Path, *args
     others, and the call with its traceback.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    # Ranks are forked from a server that has only imported modules: that takes seconds, so once.
-    multiprocessing.get_context("forkserver").set_forkserver_preload(_PRELOAD)
     mp.start_processes(
         _rank, (function, world_size, folder, args), nprocs=world_size, start_method="forkserver"
     )

@@ -131,18 +131,16 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(
 ) -> None:
     run_dir = tmp_path / "stopped"
     arguments = [*TINY, f"data.root={run_root}", f"run.dir={run_dir}", SAVE_EVERY]
-    process = subprocess.Popen(torchrun(2, arguments), stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if "step 2/" in line:
-            break
-    children = subprocess.run(
-        ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True, check=True
-    )
-    workers = [int(pid) for pid in children.stdout.split()]
-    os.kill(workers[-1], signal.SIGUSR1)
-    output = process.stdout.read()
-    assert process.wait(timeout=60) != 0  # torchrun reports the ranks' code 75 as a failure
+    with subprocess.Popen(torchrun(2, arguments), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "step 2/" in line:
+                break
+        children = ["ps", "-o", "pid=", "--ppid", str(process.pid)]
+        workers = subprocess.run(children, capture_output=True, text=True, check=True).stdout
+        os.kill(int(workers.split()[-1]), signal.SIGUSR1)
+        output = process.stdout.read()
+    assert process.returncode != 0  # torchrun reports the ranks' code 75 as a failure
     stopped_at = newest_checkpoint(run_dir)["step"]
     assert f"stopped at step {stopped_at} by a signal" in output
     assert 2 <= stopped_at < newest_checkpoint(undisturbed(2, "torch"))["step"]

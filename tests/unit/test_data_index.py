@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import shutil
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,11 @@ from PIL import Image
 
 from resnet_dist.config import DataConfig
 from resnet_dist.data import index as index_module
-from resnet_dist.data import scan
+from resnet_dist.data import scan, worker
 from resnet_dist.data.build import Index, check_splits, open_index
 from resnet_dist.data.store import FolderStore
 from resnet_dist.errors import UserError
+from tests.launch import share_fork_server
 
 WriteImage = Callable[..., None]
 
@@ -51,7 +53,7 @@ def test_columns_describe_the_files(root: Path) -> None:
     index = open_split(root)
     assert index.classes == ["ant", "bee", "cat"]
     assert len(index) == 27
-    assert isinstance(index.heights, np.memmap)
+    assert isinstance(index.heights.base, np.memmap)
     for i in range(len(index)):
         path = Path(index.path(i))
         assert path.parent.name == index.classes[index.labels[i]]
@@ -134,15 +136,19 @@ def test_large_folders_are_checked_by_their_directories(
     assert len(scans) == 2
 
 
+def send_fingerprint(root: Path, sender: Connection) -> None:
+    share_fork_server()
+    sender.send(open_split(root).fingerprint)
+
+
 def test_many_processes_may_build_at_once(root: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    results = context.SimpleQueue()
+    receiver, sender = multiprocessing.Pipe(duplex=False)
     processes = [
-        context.Process(target=lambda: results.put(open_split(root).fingerprint)) for _ in range(4)
+        worker.context().Process(target=send_fingerprint, args=(root, sender)) for _ in range(4)
     ]
     for process in processes:
         process.start()
-    assert len({results.get() for _ in processes}) == 1
+    assert len({receiver.recv() for _ in processes}) == 1
     for process in processes:
         process.join()
         assert process.exitcode == 0

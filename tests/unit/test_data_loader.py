@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -21,12 +22,13 @@ from torchvision import transforms
 from torchvision.transforms import functional as tvf
 
 from resnet_dist.config import DataConfig
-from resnet_dist.data import build, torch_loader
+from resnet_dist.data import build, torch_loader, worker
 from resnet_dist.data.build import Batch, Index, open_index, train_job
 from resnet_dist.data.jobs import Job
 from resnet_dist.data.transforms import DeviceStage, shift_and_flip
 from resnet_dist.errors import UserError
 from resnet_dist.plan import BatchPlan
+from tests.launch import share_fork_server
 
 CPU = torch.device("cpu")
 WriteImage = Callable[..., None]
@@ -294,13 +296,12 @@ def test_an_image_of_another_size_is_named(
         list(loader.batches())
 
 
-def children(parent: int | None = None) -> list[str]:
-    """Processes that one (this one) started and that are alive."""
-    parent = parent or os.getpid()
-    listing = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-    return [
-        pid for pid in listing if "resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_text()
-    ]
+def children() -> set[int]:
+    """Processes forked from this process's fork server that are alive."""
+    server = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    if server is None:
+        return set()
+    return set(map(int, Path(f"/proc/{server}/task/{server}/children").read_text().split()))
 
 
 def test_closing_the_generator_ends_its_workers_and_leaves_random_state(data: DataConfig) -> None:
@@ -312,31 +313,32 @@ def test_closing_the_generator_ends_its_workers_and_leaves_random_state(data: Da
     batches = loader.batches(0, 10**9)
     next(batches)
     assert len(children()) >= 2
-    batches.close()  # type: ignore[attr-defined]
+    batches.close()
     assert not children()
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def read_without_end(data: DataConfig, sender: Connection) -> None:
+    share_fork_server()
+    index = open_split(data)
+    loader = build.build_train_loader(
+        data, index, plan=BatchPlan(9, 1, 1), seed=0, rank=0, device=CPU, num_workers=1
+    )
+    for batch in loader.batches(0, 10**9):
+        sender.send(batch.step)
+        time.sleep(0.01)
 
 
 @pytest.fixture
 def trainer(data: DataConfig) -> Iterator[tuple[BaseProcess, Connection, int]]:
     """A process that reads batches without end and sends their steps, and the id of its worker."""
-    index = open_split(data)
-    loader = build.build_train_loader(
-        data, index, plan=BatchPlan(9, 1, 1), seed=0, rank=0, device=CPU, num_workers=1
-    )
     receiver, sender = multiprocessing.Pipe(duplex=False)
-
-    def read() -> None:
-        for batch in loader.batches(0, 10**9):
-            sender.send(batch.step)
-            time.sleep(0.01)
-
-    process = multiprocessing.get_context("fork").Process(target=read)
+    process = worker.context().Process(target=read_without_end, args=(data, sender))
     process.start()
     try:
         assert receiver.recv() == 0
-        (worker,) = children(process.pid)
-        yield process, receiver, int(worker)
+        (reader,) = children() - {process.pid}
+        yield process, receiver, reader
     finally:
         process.kill()
         process.join()
@@ -351,11 +353,11 @@ def is_alive(pid: int) -> bool:
 
 
 def test_workers_die_with_a_killed_trainer(trainer: tuple[BaseProcess, Connection, int]) -> None:
-    process, _, worker = trainer
+    process, _, reader = trainer
     process.kill()
     process.join()
     deadline = time.monotonic() + 10
-    while is_alive(worker):
+    while is_alive(reader):
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
@@ -363,11 +365,11 @@ def test_workers_die_with_a_killed_trainer(trainer: tuple[BaseProcess, Connectio
 def test_workers_leave_signals_to_the_trainer(
     trainer: tuple[BaseProcess, Connection, int],
 ) -> None:
-    _, steps, worker = trainer
+    _, steps, reader = trainer
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        os.kill(worker, number)
+        os.kill(reader, number)
     assert [steps.recv() for _ in range(20)] == list(range(1, 21))
-    assert is_alive(worker)
+    assert is_alive(reader)
 
 
 def test_synthetic_needs_no_data() -> None:
