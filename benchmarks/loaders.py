@@ -154,14 +154,8 @@ def v2_transform(first: list[Any]) -> v2.Compose:
 
 def examples_transform() -> v1.Compose:
     """The transform of pytorch/examples, imagenet/main.py."""
-    return v1.Compose(
-        [
-            v1.RandomResizedCrop(SIZE),
-            v1.RandomHorizontalFlip(),
-            v1.ToTensor(),
-            v1.Normalize(MEAN, STD),
-        ]
-    )
+    crop, flip = v1.RandomResizedCrop(SIZE), v1.RandomHorizontalFlip()
+    return v1.Compose([crop, flip, v1.ToTensor(), v1.Normalize(MEAN, STD)])
 
 
 LOADERS: dict[str, Callable[[Setup], Iterator[torch.Tensor]]] = {
@@ -174,12 +168,18 @@ LOADERS: dict[str, Callable[[Setup], Iterator[torch.Tensor]]] = {
 }
 
 
+def descendants(pid: str) -> list[str]:
+    """Processes that a process has started, directly (workers) or not (those of a fork server)."""
+    lists = Path(f"/proc/{pid}/task").glob("*/children")
+    children = [child for path in lists for child in path.read_text().split()]
+    return children + [below for child in children for below in descendants(child)]
+
+
 def cpu_seconds() -> float:
     """Processor time of this process and its workers. Where other programs use the machine too, it
     says more than the clock does: on few cores a loader is as fast as it is thrifty."""
-    workers = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     ticks = 0
-    for pid in workers:
+    for pid in descendants("self"):
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         ticks += int(fields[11]) + int(fields[12])  # user, system
     return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
@@ -252,7 +252,7 @@ def print_tables(rates: dict[str, list[Rate]]) -> None:
             f"| {name} | {statistics.median(values):.0f} | {min(values):.0f} "
             f"| {max(values):.0f} | {cpu:.2f} |"
         )
-    print("\n| ratio | of the medians | median of the rounds | lowest | highest | bar |")
+    print("\n| ratio | of medians | median of rounds | lowest | highest | bar |")
     print("|---|---:|---:|---:|---:|---:|")
     for above, below, bar in BARS:
         if above in speed and below in speed:

@@ -29,5 +29,5 @@ find_uv() {
 uv=$(find_uv)
 [ -x "$venv/bin/python" ] || "$uv" venv --quiet --python "$python" "$venv"
 echo "installing the packages of requirements.lock into $venv"
-"$uv" pip sync --quiet --require-hashes --python "$venv/bin/python" requirements.lock
+"$uv" pip sync --quiet --compile-bytecode --require-hashes --python "$venv/bin/python" requirements.lock
 "$uv" pip install --quiet --no-deps --python "$venv/bin/python" --editable .
