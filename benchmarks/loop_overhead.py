@@ -1,10 +1,11 @@
-"""What does the loop cost? `fit` against a bare loop over the same loader, in turn.
+"""What does the loop cost? A step inside `fit` against the same step of a bare loop, in turn.
 
-    python benchmarks/loop_overhead.py [--rounds 9] [--steps 60] [key=value ...]
+    python benchmarks/loop_overhead.py [--steps 400] [key=value ...]
 
-Both train the same model on the same batches in one process. `fit` logs to JSONL, TensorBoard and
-the console, reads its meters, and looks for signals as in any run. Prints the seconds a step of
-each round, the medians, and the median of the ratios of neighbouring rounds.
+One process, two equal models, the same batches of one loader: each batch is trained on inside
+`fit` (with meters, JSONL, TensorBoard, console, schedule and signals as in any run) and by the ten
+lines of `bare_step`, in alternating order. The time of a step of `fit` is from the moment it gets
+a batch until it asks for the next one. Prints the medians and the total times, and their ratios.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ import tempfile
 import time
 from collections.abc import Generator
 from contextlib import closing
-from typing import Any
 
 from torch.nn.functional import cross_entropy
 
 from resnet_dist import dist
+from resnet_dist.config import Config
 from resnet_dist.config_load import load_config
 from resnet_dist.data.build import TrainLoader
 from resnet_dist.data.jobs import Batch
@@ -33,91 +34,90 @@ from resnet_dist.resume import identity_of
 from resnet_dist.state import TrainState
 from resnet_dist.train import build_parts, build_state, configure_torch
 
-WARM_UP = 5
-"""Steps that are not counted: the loader's workers start."""
+WARM_UP = 20
+"""Steps that are not counted."""
 
 
-class TimedLoader:
-    """Notes when each batch is asked for."""
+def bare_step(state: TrainState, parts: Parts, batch: Batch) -> None:
+    """The body of the bare loop."""
+    for group in state.optimizer.param_groups:
+        group["lr"] = parts.lr_of(batch.step)
+    logits = state.model(batch.images)
+    loss = cross_entropy(logits, batch.labels, label_smoothing=parts.settings.label_smoothing)
+    loss.backward()  # type: ignore[no-untyped-call]
+    state.optimizer.step()
+    state.optimizer.zero_grad()
 
-    def __init__(self, loader: TrainLoader) -> None:
-        self._loader = loader
+
+class AlternatingLoader:
+    """Gives each batch to `fit` and to the bare step, and takes the time of both."""
+
+    def __init__(self, loader: TrainLoader, bare: TrainState, parts: Parts) -> None:
         self.name = loader.name
         self.steps_per_epoch = loader.steps_per_epoch
-        self.times: list[float] = []
+        self._loader = loader
+        self._bare = bare
+        self._parts = parts
+        self.seconds: dict[str, list[float]] = {"fit": [], "bare": []}
 
     def batches(self, start_step: int, stop_step: int) -> Generator[Batch, None, None]:
-        self.times = []
         with closing(self._loader.batches(start_step, stop_step)) as batches:
             for batch in batches:
-                self.times.append(time.perf_counter())
+                if batch.step % 2:
+                    self._take_bare(batch)
+                start = time.perf_counter()
                 yield batch
+                self.seconds["fit"].append(time.perf_counter() - start)
+                if not batch.step % 2:
+                    self._take_bare(batch)
 
-    def seconds_a_step(self) -> float:
-        counted = self.times[WARM_UP:]
-        return (counted[-1] - counted[0]) / (len(counted) - 1)
-
-
-def bare_loop(state: TrainState, parts: Parts, start: int, stop: int) -> None:
-    """The ten lines."""
-    model, optimizer = state.model.train(), state.optimizer
-    with closing(parts.train_loader.batches(start, stop)) as batches:
-        for step, batch in enumerate(batches, start):
-            for group in optimizer.param_groups:
-                group["lr"] = parts.lr_of(step)
-            logits = model(batch.images)
-            loss = cross_entropy(
-                logits, batch.labels, label_smoothing=parts.settings.label_smoothing
-            )
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            optimizer.zero_grad()
+    def _take_bare(self, batch: Batch) -> None:
+        start = time.perf_counter()
+        bare_step(self._bare, self._parts, batch)
+        self.seconds["bare"].append(time.perf_counter() - start)
 
 
-def measure(rounds: int, steps: int, overrides: list[str], folder: str) -> dict[str, list[float]]:
-    resolved = load_config([], [f"run.dir={folder}", "train.epochs=1000", *overrides])
-    config, world = resolved.config, dist.start(resolved.config.dist)
+def measure(config: Config, steps: int) -> dict[str, list[float]]:
+    """Seconds of each counted step of both."""
+    world = dist.start(config.dist)
     configure_torch(config.train, world)
     inputs = sync_open_inputs(config, world)
     plan = plan_batches(config.train.global_batch_size, 1)
-    state = build_state(config, inputs, world)
+    state, bare = (build_state(config, inputs, world) for _ in range(2))
     identity = identity_of(config, inputs, plan)
     parts = build_parts(config, state, inputs, plan, world=world, identity=identity)
-    loader = TimedLoader(parts.train_loader)
     parts.checkpoints.open()
-    seconds: dict[str, list[float]] = {"fit": [], "bare": []}
-    for number in range(rounds):
-        start, stop = number * steps, (number + 1) * steps
-        # Steps within an epoch cost no evaluation and no save; the save at the end is not timed.
-        cadence: Any = dataclasses.replace(
-            parts.cadence, steps_per_epoch=10**9, num_steps=10**9, stop_step=stop
-        )
-        timed = dataclasses.replace(parts, train_loader=loader, cadence=cadence)
-        state.step = start
-        with contextlib.redirect_stdout(io.StringIO()):
-            fit(state, timed)
-        seconds["fit"].append(loader.seconds_a_step())
-        bare_loop(state, timed, start, stop)
-        seconds["bare"].append(loader.seconds_a_step())
-        print(f"round {number}: fit {seconds['fit'][-1]:.5f} s, bare {seconds['bare'][-1]:.5f} s")
-    return seconds
+    # Steps within an epoch cost no evaluation and no save; the save at the end is not timed.
+    stop_step = steps + WARM_UP + 1
+    cadence = dataclasses.replace(
+        parts.cadence, steps_per_epoch=10**9, num_steps=10**9, stop_step=stop_step
+    )
+    loader = AlternatingLoader(parts.train_loader, bare, parts)
+    with contextlib.redirect_stdout(io.StringIO()), closing(parts.recorder):
+        fit(state, dataclasses.replace(parts, train_loader=loader, cadence=cadence))
+    return {name: values[WARM_UP : WARM_UP + steps] for name, values in loader.seconds.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        seconds = measure(arguments.rounds, arguments.steps, arguments.overrides, folder)
-    ratios = [fit_s / bare for fit_s, bare in zip(seconds["fit"], seconds["bare"], strict=True)]
+        overrides = [f"run.dir={folder}", "train.epochs=1000", *arguments.overrides]
+        seconds = measure(load_config([], overrides).config, arguments.steps)
     for name, values in seconds.items():
-        low, high = min(values), max(values)
-        print(f"{name}: median {statistics.median(values):.5f} s a step ({low:.5f} to {high:.5f})")
+        quarters = statistics.quantiles(values, n=4)
+        print(
+            f"{name}: {1e3 * statistics.median(values):.2f} ms a step (median; quartiles "
+            f"{1e3 * quarters[0]:.2f} and {1e3 * quarters[2]:.2f}), {sum(values):.2f} s in all"
+        )
+    ratio = statistics.median(seconds["fit"]) / statistics.median(seconds["bare"])
+    pairs = [one / two for one, two in zip(seconds["fit"], seconds["bare"], strict=True)]
+    total = sum(seconds["fit"]) / sum(seconds["bare"])
     print(
-        f"fit / bare: median {statistics.median(ratios):.4f} "
-        f"({min(ratios):.4f} to {max(ratios):.4f}), {len(ratios)} rounds of {arguments.steps} steps"
+        f"fit / bare, {arguments.steps} steps: {ratio:.4f} of the medians, "
+        f"{statistics.median(pairs):.4f} median of the pairs, {total:.4f} of the total times"
     )
 
 
