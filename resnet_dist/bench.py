@@ -24,9 +24,14 @@ from resnet_dist.dist import World
 from resnet_dist.errors import UserError
 from resnet_dist.inputs import sync_open_inputs
 from resnet_dist.models.wrap import warm_up_buckets, wrap_model
-from resnet_dist.plan import plan_batches
 from resnet_dist.step import train_step
-from resnet_dist.train import build_state, configure_torch, step_settings, train_loader
+from resnet_dist.train import (
+    build_state,
+    configure_torch,
+    plan_of,
+    step_settings,
+    train_loader,
+)
 
 ROUNDS = 3
 SECONDS = 6.0
@@ -53,12 +58,7 @@ def measure(config: Config, world: World) -> dict[str, list[float]]:
     """Images/s over all ranks of each part, one figure a round."""
     configure_torch(config.train, world)
     inputs = sync_open_inputs(config, world)
-    plan = plan_batches(
-        config.train.global_batch_size,
-        world.size,
-        max_micro_batch_size=config.train.max_micro_batch_size,
-        accumulation_steps=config.train.accumulation_steps,
-    )
+    plan = plan_of(config, world)
     state = build_state(config, inputs, world)
     network = wrap_model(state.model, train=config.train, dist=config.dist, world=world)
     warm_up_buckets(network, train=config.train, size=config.data.train_size, device=world.device)

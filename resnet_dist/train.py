@@ -44,7 +44,7 @@ from resnet_dist.optim.ema import WeightAverage
 from resnet_dist.optim.schedules import build_momentum_schedule, build_schedule
 from resnet_dist.plan import BatchPlan, plan_batches
 from resnet_dist.resume import identity_of, sync_restore
-from resnet_dist.run_folder import prepare_run_folder, run_folder, write_facts
+from resnet_dist.run_folder import prepare_run_folder, run_folder, versions, write_facts
 from resnet_dist.state import TrainState
 from resnet_dist.step import StepSettings
 
@@ -81,13 +81,8 @@ def run(resolved: Resolved, world: World) -> int:
     configure_torch(config.train, world)
     start_loader_server(config.data, world.device)
     inputs = sync_open_inputs(config, world)
-    plan = plan_batches(
-        config.train.global_batch_size,
-        world.size,
-        max_micro_batch_size=config.train.max_micro_batch_size,
-        accumulation_steps=config.train.accumulation_steps,
-    )
-    state = build_state(config, inputs, world)
+    plan = dist.sync_attempt(world, lambda: plan_of(config, world))
+    state = dist.sync_attempt(world, lambda: build_state(config, inputs, world))
     checkpoints = CheckpointManager(folder / "checkpoints", config.checkpoint)
     identity = identity_of(config, inputs, plan)
     loaded = sync_restore(state, checkpoints, config=config, current=identity, world=world)
@@ -98,7 +93,8 @@ def run(resolved: Resolved, world: World) -> int:
         if world.is_main:
             prepare_run_folder(folder, needed_bytes=state.num_bytes * config.checkpoint.keep_last)
             checkpoints.open()
-            write_facts(folder, resolved, {"world_size": world.size, "step": state.step})
+            facts = {"world_size": world.size, "step": state.step, "versions": versions()}
+            write_facts(folder, resolved, facts)
 
     dist.sync_attempt(world, prepare)
     if world.is_main:
@@ -120,6 +116,16 @@ def configure_torch(train: TrainConfig, world: World) -> None:
     if train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+
+
+def plan_of(config: Config, world: World) -> BatchPlan:
+    """The split of the global batch among the ranks."""
+    return plan_batches(
+        config.train.global_batch_size,
+        world.size,
+        max_micro_batch_size=config.train.max_micro_batch_size,
+        accumulation_steps=config.train.accumulation_steps,
+    )
 
 
 def build_state(config: Config, inputs: Inputs, world: World) -> TrainState:

@@ -28,7 +28,7 @@ def imagenet_root(tmp_path: Path) -> Path:
 
 
 def test_resnet50_with_dali_is_killed_and_resumed(imagenet_root: Path, tmp_path: Path) -> None:
-    """configs/resnet50.yaml in bfloat16 with sync batch norm; a small batch, for the time's sake."""
+    """configs/resnet50.yaml in bfloat16 with sync batch norm; a small batch, to save time."""
 
     def arguments(run_dir: Path) -> list[str]:
         return torchrun(

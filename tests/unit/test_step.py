@@ -1,0 +1,147 @@
+"""One step against a reference of ten lines, and what is due when."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from resnet_dist.config import CheckpointConfig, EvalConfig, LogConfig
+from resnet_dist.data.jobs import Batch
+from resnet_dist.loop import Cadence
+from resnet_dist.step import StepSettings, train_step
+
+Seen = list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+
+
+def make_model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 5))
+
+
+def make_batches(sizes: list[int]) -> Iterator[Batch]:
+    generator = torch.Generator().manual_seed(1)
+    for size in sizes:
+        yield Batch(
+            step=0,
+            images=torch.randn(size, 3, 2, 2, generator=generator),
+            labels=torch.randint(0, 5, (size,), generator=generator),
+            sample_ids=np.arange(size),
+        )
+
+
+def settings(**changes: object) -> StepSettings:
+    values: dict[str, object] = {
+        "accumulation_steps": 3,
+        "gradient_scale": 1 / 10,
+        "autocast_dtype": None,
+        "label_smoothing": 0.1,
+        "clip_grad_norm": None,
+        "clip_grad_value": None,
+    }
+    return StepSettings(**(values | changes))  # type: ignore[arg-type]
+
+
+def step(model: nn.Module, chosen: StepSettings, **arguments: object) -> torch.Tensor | None:
+    return train_step(
+        model,
+        make_batches([4, 3, 3]),
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.5),
+        settings=chosen,
+        **{  # type: ignore[arg-type]
+            "scaler": torch.amp.GradScaler("cpu", enabled=False),
+            "on_logits": lambda *_: None,
+            **arguments,
+        },
+    )
+
+
+@pytest.mark.parametrize("clip", ["norm", "value", None])
+def test_uneven_micro_batches_give_the_step_of_the_whole_batch(clip: str | None) -> None:
+    model, reference = make_model(), make_model()
+    batches = list(make_batches([4, 3, 3]))
+    images = torch.cat([batch.images for batch in batches])
+    labels = torch.cat([batch.labels for batch in batches])
+    cross_entropy(reference(images), labels, label_smoothing=0.1).backward()
+    norm = torch.cat(
+        [p.grad.flatten() for p in reference.parameters() if p.grad is not None]
+    ).norm()
+    if clip == "norm":
+        nn.utils.clip_grad_norm_(reference.parameters(), 0.05)
+    elif clip == "value":
+        nn.utils.clip_grad_value_(reference.parameters(), 0.01)
+    torch.optim.SGD(reference.parameters(), lr=0.5).step()
+
+    chosen = settings(
+        clip_grad_norm=0.05 if clip == "norm" else None,
+        clip_grad_value=0.01 if clip == "value" else None,
+    )
+    grad_norm = step(model, chosen, wants_grad_norm=True)
+    assert grad_norm is not None
+    assert grad_norm.item() == pytest.approx(norm.item(), rel=1e-5)
+    for one, other in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+        assert one.grad is None
+
+
+def test_meters_see_every_micro_batch() -> None:
+    seen: Seen = []
+    result = step(make_model(), settings(), on_logits=lambda *values: seen.append(values))
+    assert result is None
+    assert [len(labels) for _, _, labels in seen] == [4, 3, 3]
+    for loss, logits, labels in seen:
+        expected = cross_entropy(logits, labels, label_smoothing=0.1, reduction="sum")
+        torch.testing.assert_close(loss, expected)
+        assert not loss.requires_grad
+
+
+def test_float16_skips_a_step_whose_gradients_overflow() -> None:
+    model = make_model()
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    step(model, settings(autocast_dtype=torch.float16), scaler=scaler)
+    assert all((p != b).any() for p, b in zip(model.parameters(), before, strict=True))
+    after = [parameter.detach().clone() for parameter in model.parameters()]
+    huge = settings(autocast_dtype=torch.float16, gradient_scale=1e30)
+    step(model, huge, scaler=scaler)
+    assert all(torch.equal(p, a) for p, a in zip(model.parameters(), after, strict=True))
+    assert scaler.get_scale() == 2.0**15
+
+
+def test_bfloat16_is_close_to_float32() -> None:
+    model, reference = make_model(), make_model()
+    step(model, settings(autocast_dtype=torch.bfloat16))
+    step(reference, settings())
+    for one, other in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0.05, atol=0.01)
+
+
+def cadence(**changes: int | None) -> Cadence:
+    checkpoint = CheckpointConfig(
+        every_steps=changes.get("save_steps"), every_epochs=changes.get("save_epochs") or 1
+    )
+    return Cadence(
+        steps_per_epoch=10,
+        num_steps=35,
+        stop_step=changes.get("stop") or 35,
+        ema_every_steps=4,
+        log=LogConfig(every_steps=4),
+        eval=EvalConfig(every_epochs=changes.get("eval_epochs") or 1),
+        checkpoint=checkpoint,
+    )
+
+
+def test_what_is_due_when() -> None:
+    steps = range(1, 36)
+    plain = cadence()
+    assert [s for s in steps if plain.logs(s)] == [4, 8, 10, 12, 16, 20, 24, 28, 30, 32]
+    assert [s for s in steps if plain.evaluates(s)] == [10, 20, 30, 35]
+    assert [s for s in steps if plain.saves(s)] == [10, 20, 30, 35]
+    assert [s for s in steps if plain.averages(s)] == list(range(4, 36, 4))
+    rare = cadence(eval_epochs=2, save_epochs=2, save_steps=15, stop=33)
+    assert [s for s in steps if rare.evaluates(s)] == [20, 35]
+    assert [s for s in steps if rare.saves(s)] == [15, 20, 30, 33, 35]
