@@ -63,7 +63,7 @@ class DataConfig:
     val_split: str = _free("val")
     """Name of the validation folder below `data.root`."""
     loader: Literal["auto", "dali", "torch", "synthetic"] = _free("auto")
-    """auto: dali on a GPU, torch on CPU (the faster one there, see docs/benchmarks)."""
+    """auto: dali on a GPU, torch on CPU (as fast there, and closer to Pillow: docs/benchmarks)."""
     train_size: int = 224
     """Side of a training crop, pixels."""
     eval_size: int = 224
