@@ -16,6 +16,7 @@ from resnet_dist.metrics.jsonl import read_records
 from resnet_dist.optim.schedules import build_schedule
 from resnet_dist.plan import BatchPlan, plan_batches
 from resnet_dist.report import epoch_table, final_lines, write_curves
+from resnet_dist.run_folder import run_folder
 
 IMAGENET_COMMAND = (
     "torchrun --nproc_per_node 8 -m resnet_dist.train --config resnet50 data.root=/data/imagenet"
@@ -71,9 +72,7 @@ def _batch_lines(plan: BatchPlan) -> list[str]:
     ]
 
 
-def opening_lines(
-    config: Config, inputs: Inputs, folder: Path, loaded: Loaded | None, world: World
-) -> list[str]:
+def opening_lines(config: Config, inputs: Inputs, loaded: Loaded | None, world: World) -> list[str]:
     """The first lines of a run."""
     lines = []
     if inputs.is_embedded:
@@ -84,7 +83,7 @@ def opening_lines(
     lines.append(
         f"{config.model.name}, {inputs.num_classes} classes, {len(inputs.train)} training and "
         f"{len(inputs.val)} validation images, {world.size} rank(s) on {world.device.type}, "
-        f"{config.train.precision}, run folder {folder}"
+        f"{config.train.precision}, run folder {run_folder(config.run)}"
     )
     lines += derived_lines(config, len(inputs.train), world.size)[1:]
     if loaded is not None:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from resnet_dist import dist, summary
+from resnet_dist.checkpoint.lock import sync_own_run_folder
 from resnet_dist.checkpoint.manager import CheckpointManager
 from resnet_dist.config import Config, TrainConfig
 from resnet_dist.config_load import Resolved, load_config, parse_arguments
@@ -77,36 +78,49 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(resolved: Resolved, world: World) -> int:
     """Build everything, then train or only evaluate. Returns the exit code."""
     config = resolved.config
-    folder = run_folder(config.run)
     configure_torch(config.train, world)
     start_loader_server(config.data, world.device)
     inputs = sync_open_inputs(config, world)
     plan = dist.sync_attempt(world, lambda: plan_of(config, world))
     state = dist.sync_attempt(world, lambda: build_state(config, inputs, world))
-    checkpoints = CheckpointManager(folder / "checkpoints", config.checkpoint)
     identity = identity_of(config, inputs, plan)
-    loaded = sync_restore(state, checkpoints, config=config, current=identity, world=world)
+    checkpoints = CheckpointManager(run_folder(config.run) / "checkpoints", config.checkpoint)
     if config.run.evaluate_only:
+        sync_restore(state, checkpoints, config=config, current=identity, world=world)
         return evaluate_only(config, state, inputs, world)
-
-    def prepare() -> None:
+    with sync_own_run_folder(run_folder(config.run), world):
+        loaded = sync_restore(state, checkpoints, config=config, current=identity, world=world)
+        dist.sync_attempt(world, lambda: prepare_run(resolved, state, checkpoints, world))
         if world.is_main:
-            prepare_run_folder(folder, needed_bytes=state.num_bytes * config.checkpoint.keep_last)
-            checkpoints.open()
-            facts = {"world_size": world.size, "step": state.step, "versions": versions()}
-            write_facts(folder, resolved, facts)
+            opening = summary.opening_lines(config, inputs, loaded, world)
+            print("\n".join(opening), flush=True)
+        parts = build_parts(config, state, inputs, plan, world=world, identity=identity)
+        return train(resolved, state, parts)
 
-    dist.sync_attempt(world, prepare)
-    if world.is_main:
-        print("\n".join(summary.opening_lines(config, inputs, folder, loaded, world)), flush=True)
-    parts = build_parts(config, state, inputs, plan, world=world, identity=identity)
+
+def train(resolved: Resolved, state: TrainState, parts: Parts) -> int:
+    """Fit and report. Returns the exit code."""
     if state.step == 0:
         parts.recorder.text(0, "config", summary.as_markdown(resolved))
     with closing(parts.recorder), parts.stop:
         outcome = fit(state, parts)
-    if world.is_main:
-        summary.closing_report(config, folder, outcome, state.step)
+    if parts.world.is_main:
+        folder = run_folder(resolved.config.run)
+        summary.closing_report(resolved.config, folder, outcome, state.step)
     return STOPPED_EXIT_CODE if outcome is Outcome.STOPPED else 0
+
+
+def prepare_run(
+    resolved: Resolved, state: TrainState, checkpoints: CheckpointManager, world: World
+) -> None:
+    """On rank 0: see that the run folder has room; write what is known before the first step."""
+    if not world.is_main:
+        return
+    folder, keep_last = run_folder(resolved.config.run), resolved.config.checkpoint.keep_last
+    prepare_run_folder(folder, needed_bytes=state.num_bytes * (keep_last + 1))
+    checkpoints.open()
+    facts = {"world_size": world.size, "step": state.step, "versions": versions()}
+    write_facts(folder, resolved, facts)
 
 
 def configure_torch(train: TrainConfig, world: World) -> None:

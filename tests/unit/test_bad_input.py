@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from resnet_dist import run_folder, train
+from resnet_dist.checkpoint.lock import own_run_folder
 from resnet_dist.data import build
 from tests.launch import TINY
 
@@ -135,6 +136,17 @@ def test_never_does_not_overwrite_a_run(run: Run, image_root: Path, trained: Pat
     assert code == 2
     assert "already holds a run" in error
     assert files_of(trained) == before
+
+
+def test_a_folder_that_another_run_is_using(run: Run, image_root: Path, tmp_path: Path) -> None:
+    with own_run_folder(tmp_path / "run"):
+        code, error = run(root=image_root)
+        assert code == 2
+        assert "is in use by a running training" in error
+        assert f"process {os.getpid()} on " in error
+        assert not (tmp_path / "run" / "checkpoints").exists()
+    code, error = run(root=image_root)  # a lock is never stale
+    assert code == 0, error
 
 
 def test_foreign_checkpoint(run: Run, image_root: Path, tmp_path: Path) -> None:
