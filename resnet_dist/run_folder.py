@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 import os
@@ -50,6 +51,7 @@ def prepare_run_folder(folder: Path, *, needed_bytes: int) -> None:
         )
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Versions of what computes, and the revision of the source tree where there is one."""
     found = {"python": platform.python_version()}
