@@ -15,9 +15,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from resnet_dist.durable import replace_file
 from resnet_dist.errors import UserError
 from resnet_dist.metrics import jsonl
-from resnet_dist.metrics.durable import replace_file
 from resnet_dist.metrics.jsonl import Record
 
 if TYPE_CHECKING:  # matplotlib takes seconds to import, and training needs it at its end only

@@ -15,9 +15,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from resnet_dist.checkpoint.files import commit_file
 from resnet_dist.config import RunConfig
 from resnet_dist.config_load import Resolved, describe
+from resnet_dist.durable import replace_file
 from resnet_dist.errors import UserError
 
 _PACKAGES = ("torch", "torchvision", "nvidia-dali-cuda130", "numpy", "omegaconf", "resnet_dist")
@@ -79,7 +79,7 @@ def _git_revision() -> str:
 def write_facts(folder: Path, resolved: Resolved, facts: dict[str, Any]) -> None:
     """Write config.yaml (resolved, with origins) and append this start to starts.jsonl."""
     text = describe(resolved) + "\n"
-    commit_file(folder / "config.yaml", lambda file: file.write(text.encode()))
+    replace_file(folder / "config.yaml", lambda file: file.write(text.encode()))
     start = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "host": socket.gethostname(),

@@ -11,12 +11,12 @@ import hashlib
 import io
 import os
 import struct
-from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
 import torch
 
+from resnet_dist.durable import replace_file
 from resnet_dist.errors import UserError
 from resnet_dist.failpoints import failpoint
 
@@ -64,43 +64,8 @@ def write_checkpoint(path: Path, payload: dict[str, Any]) -> None:
         torch.save({"format": FORMAT, **payload}, cast("IO[bytes]", writer))
         _append_checksum(file, writer.sha256.hexdigest())
 
-    commit_file(path, write)
-
-
-def commit_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Make `path` hold what `write` writes, or leave it as it was, whenever the power goes.
-
-    The temporary name starts with a dot and ends in `.tmp`, so that nothing takes it for a
-    checkpoint; `remove_leftovers` deletes it at the next start.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    failpoint("checkpoint.before_write")  # a kill here leaves nothing
-    try:
-        with temporary.open("w+b") as file:
-            write(file)  # a kill in here leaves a part under the temporary name
-            file.flush()
-            failpoint("checkpoint.before_fsync")
-            # Without this the rename may reach the disk before the bytes: a named, empty file.
-            os.fsync(file.fileno())
-        failpoint("checkpoint.before_rename")  # leaves a whole file under the temporary name
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    failpoint("checkpoint.before_folder_fsync")
-    # A process killed here has committed; a power cut here may still lose the new name, and then
-    # the older checkpoints are there, since retention runs only after this.
-    sync_folder(path.parent)
-    failpoint("checkpoint.after_commit")
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames and removals in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    # Retention runs only after this, so a power cut never leaves fewer than the older ones.
+    replace_file(path, write, at_stage=lambda stage: failpoint(f"checkpoint.{stage}"))
 
 
 def _append_checksum(file: BinaryIO, digest: str) -> None:

@@ -18,11 +18,11 @@ from resnet_dist.checkpoint.files import (
     decode_checkpoint,
     read_verified,
     remove_leftovers,
-    sync_folder,
     write_checkpoint,
 )
 from resnet_dist.config import CheckpointConfig
 from resnet_dist.dist import World, sync_attempt, sync_broadcast_bytes, sync_broadcast_object
+from resnet_dist.durable import sync_folder
 from resnet_dist.errors import UserError
 from resnet_dist.failpoints import failpoint
 

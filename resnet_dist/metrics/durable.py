@@ -1,36 +1,12 @@
-"""Files that survive a kill and a full disk: replaced whole, or appended to record by record."""
+"""A file that survives a kill and a full disk, appended to record by record."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
 
-
-def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Make `path` hold what `write` writes, or leave it as it was, whenever the power goes."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())  # or the rename may reach the disk before the bytes
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make new names, renames and removals in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+from resnet_dist.durable import sync_folder
 
 
 class AppendOnlyFile:

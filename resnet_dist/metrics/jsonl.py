@@ -17,8 +17,9 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from resnet_dist.durable import replace_file
 from resnet_dist.errors import UserError
-from resnet_dist.metrics.durable import AppendOnlyFile, replace_file
+from resnet_dist.metrics.durable import AppendOnlyFile
 from resnet_dist.metrics.null import NullRecorder
 
 Record = dict[str, float | int]

@@ -26,7 +26,8 @@ from tensorboard.summary.writer.record_writer import RecordWriter, masked_crc32c
 from torch import Tensor
 from torch.utils.tensorboard import summary as torch_summary
 
-from resnet_dist.metrics.durable import AppendOnlyFile, replace_file
+from resnet_dist.durable import replace_file
+from resnet_dist.metrics.durable import AppendOnlyFile
 from resnet_dist.metrics.null import NullRecorder
 
 _HEADER = struct.Struct("<QI")  # length of the event, masked CRC-32C of the length

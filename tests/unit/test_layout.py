@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "resnet_dist"
 
 LEVELS = [
-    {"errors", "failpoints", "rng"},
+    {"durable", "errors", "failpoints", "rng"},
     {"config", "plan"},
     {"config_load", "dist"},
     {"data", "models", "optim", "metrics", "checkpoint", "faults"},

@@ -16,9 +16,10 @@ import pytest
 import torch
 
 from resnet_dist.config import LogConfig
+from resnet_dist.durable import replace_file
 from resnet_dist.errors import UserError
 from resnet_dist.metrics.console import BarConsole, LineConsole, build_console
-from resnet_dist.metrics.durable import AppendOnlyFile, replace_file
+from resnet_dist.metrics.durable import AppendOnlyFile
 from resnet_dist.metrics.jsonl import JsonlRecorder, read_records
 from resnet_dist.metrics.null import NullRecorder
 from resnet_dist.metrics.recorder import MultiRecorder, Recorder, build_recorder

@@ -1,0 +1,50 @@
+"""Files that are replaced whole, or stay as they were, whenever the power goes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+
+def _pass(_stage: str) -> None:
+    """Nothing happens between the stages."""
+
+
+def replace_file(
+    path: Path, write: Callable[[BinaryIO], object], *, at_stage: Callable[[str], None] = _pass
+) -> None:
+    """Make `path` hold what `write` writes. Raises OSError, and then `path` is as it was.
+
+    The temporary name starts with a dot and ends in `.tmp`, so that nothing takes it for the file.
+    `at_stage` is called with the name of each stage, so that tests can die there.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    at_stage("before_write")  # a kill here leaves nothing
+    try:
+        with temporary.open("w+b") as file:
+            write(file)  # a kill in here leaves a part under the temporary name
+            file.flush()
+            at_stage("before_fsync")
+            # Without this the rename may reach the disk before the bytes: a named, empty file.
+            os.fsync(file.fileno())
+        at_stage("before_rename")  # leaves a whole file under the temporary name
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    at_stage("before_folder_fsync")
+    # A process killed here has committed; a power cut here may still lose the new name, and then
+    # the file is the old one.
+    sync_folder(path.parent)
+    at_stage("after_commit")
+
+
+def sync_folder(folder: Path) -> None:
+    """Make new names, renames and removals in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
