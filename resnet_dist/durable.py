@@ -13,7 +13,7 @@ def _pass(_stage: str) -> None:
 
 
 def replace_file(
-    path: Path, write: Callable[[BinaryIO], object], *, at_stage: Callable[[str], None] = _pass
+    path: Path, write: Callable[[BinaryIO], object], *, at_stage: Callable[[str], object] = _pass
 ) -> None:
     """Make `path` hold what `write` writes. Raises OSError, and then `path` is as it was.
 

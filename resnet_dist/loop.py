@@ -21,8 +21,7 @@ from resnet_dist.data.build import EvalLoader, TrainLoader
 from resnet_dist.data.jobs import Batch
 from resnet_dist.dist import World, sync_broadcast_, sync_sum_
 from resnet_dist.evaluate import sync_evaluate
-from resnet_dist.failpoints import failpoint
-from resnet_dist.faults import StopSignal
+from resnet_dist.faults.stop import StopSignal
 from resnet_dist.metrics.recorder import Recorder
 from resnet_dist.metrics.throughput import Throughput
 from resnet_dist.optim.schedules import apply_schedule
@@ -164,9 +163,7 @@ def sync_save(state: TrainState, parts: Parts, *, is_best: bool) -> None:
     saved = state.sync_state_dict(lambda tensor: sync_sum_(tensor, parts.world))
     if not parts.world.is_main:
         return
-    failpoint("records.before_flush")
     parts.recorder.flush()
-    failpoint("records.after_flush")
     parts.checkpoints.save({**saved, **parts.identity}, step=state.step, is_best=is_best)
 
 

@@ -51,6 +51,7 @@ def train_step(
     Returns the L2 norm of the whole gradient before clipping (scalar, on the device) where it is
     wanted or needed, None otherwise.
     """
+    failpoint("step.begin")
     for micro in range(settings.accumulation_steps):
         batch = next(batches)
         is_last = micro == settings.accumulation_steps - 1

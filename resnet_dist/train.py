@@ -32,7 +32,7 @@ from resnet_dist.data.transforms import to_uint8
 from resnet_dist.dist import World
 from resnet_dist.errors import AgreedError, UserError
 from resnet_dist.evaluate import sync_evaluate
-from resnet_dist.faults import STOPPED_EXIT_CODE, StopSignal
+from resnet_dist.faults.stop import STOPPED_EXIT_CODE, StopSignal
 from resnet_dist.inputs import Inputs, sync_open_inputs
 from resnet_dist.loop import Cadence, Outcome, Parts, fit
 from resnet_dist.metrics.meters import TrainMeter

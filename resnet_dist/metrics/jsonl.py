@@ -19,6 +19,7 @@ from pathlib import Path
 
 from resnet_dist.durable import replace_file
 from resnet_dist.errors import UserError
+from resnet_dist.failpoints import failpoint
 from resnet_dist.metrics.durable import AppendOnlyFile
 from resnet_dist.metrics.null import NullRecorder
 
@@ -46,7 +47,9 @@ class JsonlRecorder(NullRecorder):
 
     def flush(self) -> None:
         """See `Recorder.flush`."""
+        failpoint("records.before_jsonl_flush")
         self._file.flush()
+        failpoint("records.after_jsonl_flush")
 
     def close(self) -> None:
         """See `Recorder.close`."""

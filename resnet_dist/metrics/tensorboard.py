@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.utils.tensorboard import summary as torch_summary
 
 from resnet_dist.durable import replace_file
+from resnet_dist.failpoints import failpoint
 from resnet_dist.metrics.durable import AppendOnlyFile
 from resnet_dist.metrics.null import NullRecorder
 
@@ -66,8 +67,10 @@ class TensorBoardRecorder(NullRecorder):
 
     def flush(self) -> None:
         """See `Recorder.flush`."""
+        failpoint("records.before_tensorboard_flush")
         if self._file is not None:
             self._file.flush()
+        failpoint("records.after_tensorboard_flush")
 
     def close(self) -> None:
         """See `Recorder.close`."""
