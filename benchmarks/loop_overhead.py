@@ -27,12 +27,15 @@ from resnet_dist.config import Config
 from resnet_dist.config_load import load_config
 from resnet_dist.data.build import TrainLoader
 from resnet_dist.data.jobs import Batch
+from resnet_dist.faults.watchdog import sync_build_watchdog
 from resnet_dist.inputs import sync_open_inputs
 from resnet_dist.loop import Parts, fit
+from resnet_dist.parts import build_parts, build_state
 from resnet_dist.plan import plan_batches
 from resnet_dist.resume import identity_of
+from resnet_dist.run_folder import run_folder
 from resnet_dist.state import TrainState
-from resnet_dist.train import build_parts, build_state, configure_torch
+from resnet_dist.train import configure_torch
 
 WARM_UP = 20
 """Steps that are not counted."""
@@ -85,15 +88,22 @@ def measure(config: Config, steps: int) -> dict[str, list[float]]:
     plan = plan_batches(config.train.global_batch_size, 1)
     state, bare = (build_state(config, inputs, world) for _ in range(2))
     identity = identity_of(config, inputs, plan)
-    parts = build_parts(config, state, inputs, plan, world=world, identity=identity)
-    parts.checkpoints.open()
+    folder = run_folder(config.run)
+    (folder / "checkpoints").mkdir(parents=True)
+    watchdog = sync_build_watchdog(config.faults.watchdog_s, folder, world)
+    parts = build_parts(config, state, inputs, plan, watchdog, world=world, identity=identity)
     # Steps within an epoch cost no evaluation and no save; the save at the end is not timed.
     stop_step = steps + WARM_UP + 1
     cadence = dataclasses.replace(
         parts.cadence, steps_per_epoch=10**9, num_steps=10**9, stop_step=stop_step
     )
     loader = AlternatingLoader(parts.train_loader, bare, parts)
-    with contextlib.redirect_stdout(io.StringIO()), closing(parts.recorder):
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        watchdog,
+        closing(parts.recorder),
+        closing(parts.saver),
+    ):
         fit(state, dataclasses.replace(parts, train_loader=loader, cadence=cadence))
     return {name: values[WARM_UP : WARM_UP + steps] for name, values in loader.seconds.items()}
 

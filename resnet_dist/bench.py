@@ -24,14 +24,9 @@ from resnet_dist.dist import World
 from resnet_dist.errors import UserError
 from resnet_dist.inputs import sync_open_inputs
 from resnet_dist.models.wrap import warm_up_buckets, wrap_model
+from resnet_dist.parts import build_state, plan_of, step_settings, train_loader
 from resnet_dist.step import train_step
-from resnet_dist.train import (
-    build_state,
-    configure_torch,
-    plan_of,
-    step_settings,
-    train_loader,
-)
+from resnet_dist.train import configure_torch
 
 ROUNDS = 3
 SECONDS = 6.0
@@ -77,6 +72,8 @@ def measure(config: Config, world: World) -> dict[str, list[float]]:
             scaler=state.scaler,
             settings=settings,
             on_logits=state.meter.update,
+            guard=state.guard,
+            step=0,
         )
 
     with closing(loader.batches(0, settings.accumulation_steps)) as batches:

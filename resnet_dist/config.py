@@ -444,6 +444,8 @@ class CheckpointConfig:
     """Newest checkpoints to keep."""
     keep_best: bool = _free(True)
     """Also keep the checkpoint of the best validation top-1, as best.pt."""
+    max_failures: int = _free(10)
+    """Saves that may fail one after another (a full disk) before the run ends."""
 
     def __post_init__(self) -> None:
         rules = _Rules()
@@ -454,7 +456,7 @@ class CheckpointConfig:
             "must be at least 1",
             "null saves at the end of epochs only",
         )
-        for name in ("every_epochs", "keep_last"):
+        for name in ("every_epochs", "keep_last", "max_failures"):
             value = getattr(self, name)
             rules.require(
                 value >= 1, f"checkpoint.{name}", value, "must be at least 1", "1 or more"
@@ -491,6 +493,9 @@ class DistConfig:
     """Size of DDP's gradient buckets, MiB."""
     world_size: int | None = _free(None)
     """Number of ranks to insist on. None: whatever torchrun started."""
+    flight_recorder_entries: int = _free(2000)
+    """Collectives that NCCL keeps in mind and writes to `flight_recorder/` in the run folder when
+    one times out, about 1 KB each. 0: none."""
 
     def __post_init__(self) -> None:
         rules = _Rules()
@@ -505,6 +510,63 @@ class DistConfig:
             self.world_size,
             "must be at least 1",
             "leave it out to take what torchrun started",
+        )
+        rules.require(
+            self.flight_recorder_entries >= 0,
+            "dist.flight_recorder_entries",
+            self.flight_recorder_entries,
+            "must not be negative",
+            "0 turns it off",
+        )
+        rules.enforce()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FaultsConfig:
+    """What is watched while the run goes on, and when it gives up."""
+
+    max_skipped_steps: int = _free(20)
+    """Steps in a row whose loss or gradients are not finite. They are skipped (no update); after
+    as many the run goes back to its last good checkpoint once, and then stops with a diagnosis."""
+    watchdog_s: float | None = _free(1200.0)
+    """A rank that gets no further for this long writes down its stacks and ends, so that it can be
+    started again, seconds. More than dist.timeout_s, so that an error has the first word. null: no
+    watchdog."""
+    replica_check_every_steps: int | None = _free(500)
+    """Steps between comparisons of all ranks' weights; also before the checkpoint of an epoch.
+    null: never."""
+    straggler_factor: float = _free(1.5)
+    """A rank is named as slow when it takes this many times the median rank's time."""
+
+    def __post_init__(self) -> None:
+        rules = _Rules()
+        rules.require(
+            self.max_skipped_steps >= 1,
+            "faults.max_skipped_steps",
+            self.max_skipped_steps,
+            "must be at least 1",
+            "20 lets float16's loss scale settle",
+        )
+        rules.require(
+            self.watchdog_s is None or self.watchdog_s > 0,
+            "faults.watchdog_s",
+            self.watchdog_s,
+            "must be positive",
+            "null turns it off",
+        )
+        rules.require(
+            self.replica_check_every_steps is None or self.replica_check_every_steps >= 1,
+            "faults.replica_check_every_steps",
+            self.replica_check_every_steps,
+            "must be at least 1",
+            "null turns it off",
+        )
+        rules.require(
+            self.straggler_factor > 1,
+            "faults.straggler_factor",
+            self.straggler_factor,
+            "must exceed 1",
+            "1.5 is the default",
         )
         rules.enforce()
 
@@ -525,6 +587,7 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
     dist: DistConfig = field(default_factory=DistConfig)
+    faults: FaultsConfig = field(default_factory=FaultsConfig)
 
     def __post_init__(self) -> None:
         rules = _Rules()

@@ -6,10 +6,12 @@ must call it, in the same order. With one process there is no group, and they re
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -17,10 +19,15 @@ import torch.distributed as dist
 
 from resnet_dist.config import DistConfig
 from resnet_dist.errors import AgreedError, UserError
+from resnet_dist.parent import die_with_parent
 
 T = TypeVar("T")
 
 _LAUNCH_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+FLIGHT_RECORDER_FOLDER = "flight_recorder"
+"""In the run folder; the file of a rank is `rank_<rank>`, for torch's `fr_trace`."""
+
+_JOB_VARIABLE = "TORCHELASTIC_RUN_ID"
 
 
 @dataclass(frozen=True)
@@ -54,11 +61,21 @@ def launched_ranks() -> tuple[int, int, int, int]:
     return rank, size, local_rank, local_size
 
 
-def start(config: DistConfig) -> World:
+def elastic_job() -> str | None:
+    """What all processes of one `torchrun --rdzv-id`, restarted ones too, have in common."""
+    job = os.environ.get(_JOB_VARIABLE)
+    return None if job == "none" else job  # "none" is torchrun's default, so any job's
+
+
+def start(config: DistConfig, run_folder: Path | None = None) -> World:
     """Join the process group that torchrun prepared (none for one process) and pick the device.
 
+    From now on this process dies with torchrun's. A collective that times out on GPUs leaves a
+    record of the last ones in `run_folder`, if that is given.
     Raises UserError if the world is not of the size that the config insists on.
     """
+    if _JOB_VARIABLE in os.environ:
+        die_with_parent()
     rank, size, local_rank, local_size = launched_ranks()
     if config.world_size is not None and size != config.world_size:
         raise UserError(
@@ -74,6 +91,7 @@ def start(config: DistConfig) -> World:
             )
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
+        prepare_nccl(config, run_folder)
     if size > 1:
         dist.init_process_group(
             backend="cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
@@ -81,6 +99,32 @@ def start(config: DistConfig) -> World:
             device_id=device if device.type == "cuda" else None,
         )
     return World(rank, size, local_rank, local_size, device)
+
+
+def prepare_nccl(config: DistConfig, run_folder: Path | None) -> None:
+    """Set what NCCL's process group reads from the environment, unless the user has set it.
+
+    The names are those of torch 2.11; later ones (TORCH_FR_*) have these as second names.
+    """
+    entries = config.flight_recorder_entries
+    variables = {
+        # The watchdog's own watchdog: for when CUDA hangs, and no collective can time out.
+        "TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC": str(math.ceil(max(60.0, config.timeout_s))),
+        "TORCH_NCCL_TRACE_BUFFER_SIZE": str(entries),
+        "TORCH_NCCL_DUMP_ON_TIMEOUT": str(int(entries > 0 and run_folder is not None)),
+    }
+    if entries > 0 and run_folder is not None:
+        folder = run_folder / FLIGHT_RECORDER_FOLDER
+        try:
+            folder.mkdir(parents=True, exist_ok=True)  # torch does not make it
+        except OSError as error:
+            raise UserError(
+                f"run.dir ({run_folder}): cannot be written to ({error.strerror}); give another "
+                f"folder"
+            ) from error
+        variables["TORCH_NCCL_DEBUG_INFO_TEMP_FILE"] = str(folder.resolve() / "rank_")
+    for name, value in variables.items():
+        os.environ.setdefault(name, value)
 
 
 def stop(world: World) -> None:
@@ -127,6 +171,15 @@ def sync_sum_(tensor: torch.Tensor, world: World) -> torch.Tensor:
     if world.size > 1:
         dist.all_reduce(tensor)
     return tensor
+
+
+def sync_gather_objects(value: T, world: World) -> list[T]:
+    """Every rank's small picklable value, in the order of the ranks."""
+    if world.size == 1:
+        return [value]
+    values: list[Any] = [None] * world.size
+    dist.all_gather_object(values, value)
+    return values
 
 
 def sync_broadcast_object(value: Any, world: World) -> Any:

@@ -15,13 +15,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from resnet_dist.checkpoint.manager import CheckpointManager
-from resnet_dist.config import CheckpointConfig, EvalConfig, LogConfig
+from resnet_dist.checkpoint.saver import Saver
+from resnet_dist.config import CheckpointConfig, EvalConfig, FaultsConfig, LogConfig
 from resnet_dist.data.build import EvalLoader, TrainLoader
 from resnet_dist.data.jobs import Batch
-from resnet_dist.dist import World, sync_broadcast_, sync_sum_
+from resnet_dist.dist import World, sync_attempt, sync_broadcast_, sync_sum_
 from resnet_dist.evaluate import sync_evaluate
+from resnet_dist.faults.guards import Guards
+from resnet_dist.faults.non_finite import SkipCounts
 from resnet_dist.faults.stop import StopSignal
+from resnet_dist.faults.watchdog import Phase
 from resnet_dist.metrics.recorder import Recorder
 from resnet_dist.metrics.throughput import Throughput
 from resnet_dist.optim.schedules import apply_schedule
@@ -41,6 +44,8 @@ class Outcome(Enum):
     """`train.max_steps` is reached; more steps would go on exactly."""
     STOPPED = "stopped"
     """A signal stopped it; started again it goes on exactly."""
+    DIVERGED = "diverged"
+    """Too many steps in a row had a loss or gradients that are not finite."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,7 @@ class Cadence:
     log: LogConfig
     eval: EvalConfig
     checkpoint: CheckpointConfig
+    faults: FaultsConfig
 
     def logs(self, step: int) -> bool:
         """Every `log.every_steps`, and at the end of each epoch."""
@@ -78,6 +84,11 @@ class Cadence:
             or self._ends_epochs(step, self.checkpoint.every_epochs)
         )
 
+    def checks_replicas(self, step: int) -> bool:
+        """Every `faults.replica_check_every_steps`, and before the save at the end of an epoch."""
+        every = self.faults.replica_check_every_steps
+        return every is not None and (step % every == 0 or self._ends_epochs(step, 1))
+
     def _ends_epochs(self, step: int, epochs: int) -> bool:
         return step % (epochs * self.steps_per_epoch) == 0 or step == self.num_steps
 
@@ -95,9 +106,10 @@ class Parts:
     lr_of: Callable[[int], float]
     momentum_of: Callable[[int], float] | None
     recorder: Recorder
-    checkpoints: CheckpointManager
+    saver: Saver
     throughput: Throughput
     stop: StopSignal
+    guards: Guards
     world: World
     identity: dict[str, Any]
     """What a checkpoint holds besides the state: config, data, versions."""
@@ -106,41 +118,69 @@ class Parts:
 
 
 def fit(state: TrainState, parts: Parts) -> Outcome:
-    """Train from `state.step` on until the last step, `train.max_steps`, or a signal."""
+    """Train from `state.step` on until the last step, `train.max_steps`, or a signal.
+
+    When it returns, the last checkpoint is durable. Raises UserError, the same on all ranks, if it
+    cannot be written.
+    """
     cadence = parts.cadence
     with closing(parts.train_loader.batches(state.step, cadence.stop_step)) as loaded:
-        batches = parts.throughput.watch(_show_first(loaded, state, parts))
-        while state.step < cadence.stop_step:
-            lr = parts.lr_of(state.step)
-            momentum = parts.momentum_of(state.step) if parts.momentum_of else None
-            apply_schedule(state.optimizer, lr=lr, momentum=momentum)
-            is_logged = cadence.logs(state.step + 1)
-            grad_norm = train_step(
-                parts.network,
-                batches,
-                optimizer=state.optimizer,
-                scaler=state.scaler,
-                settings=parts.settings,
-                on_logits=state.meter.update,
-                wants_grad_norm=is_logged,
-            )
-            state.step += 1
-            parts.throughput.count_step()
-            if state.average is not None and cadence.averages(state.step):
-                state.average.update(state.model)
+        watched = parts.throughput.watch(_show_first(loaded, state, parts))
+        batches = parts.guards.watchdog.watch(watched)
+        outcome = None
+        while outcome is None and state.step < cadence.stop_step:
+            outcome = _sync_step(state, parts, batches)
+    if outcome is None:
+        outcome = Outcome.FINISHED if state.step == cadence.num_steps else Outcome.LIMITED
+    parts.guards.watchdog.beat(state.step, Phase.CHECKPOINT)
+    if outcome is not Outcome.DIVERGED:
+        sync_attempt(parts.world, parts.saver.finish)
+    if outcome is Outcome.STOPPED:
+        parts.recorder.message(parts.stop.durable_line())
+    return outcome
 
-            if is_logged:
-                assert grad_norm is not None
-                _sync_log(state, parts, {"train/lr": lr, "train/grad_norm": float(grad_norm)})
-            is_best = cadence.evaluates(state.step) and _sync_evaluate(state, parts)
-            is_saved = cadence.saves(state.step) or is_best
-            if is_saved:
-                sync_save(state, parts, is_best=is_best)
-            if state.step < cadence.stop_step and parts.stop.sync_requested(state.step):
-                if not is_saved:
-                    sync_save(state, parts, is_best=False)
-                return Outcome.STOPPED
-    return Outcome.FINISHED if state.step == cadence.num_steps else Outcome.LIMITED
+
+def _sync_step(state: TrainState, parts: Parts, batches: Iterator[Batch]) -> Outcome | None:
+    """One step and all that is due after it; the outcome if it was the last."""
+    cadence = parts.cadence
+    parts.guards.begin_step(state.step)
+    lr = parts.lr_of(state.step)
+    momentum = parts.momentum_of(state.step) if parts.momentum_of else None
+    apply_schedule(state.optimizer, lr=lr, momentum=momentum)
+    grad_norm = train_step(
+        parts.network,
+        batches,
+        optimizer=state.optimizer,
+        scaler=state.scaler,
+        settings=parts.settings,
+        on_logits=state.meter.update,
+        guard=state.guard,
+        step=state.step,
+    )
+    state.step += 1
+    parts.throughput.count_step()
+    if state.average is not None and cadence.averages(state.step):
+        state.average.update(state.model)
+
+    if cadence.logs(state.step):
+        skipped = _sync_log(state, parts, {"train/lr": lr, "train/grad_norm": float(grad_norm)})
+        if skipped.longest >= cadence.faults.max_skipped_steps:
+            return Outcome.DIVERGED
+        state.guard.begin_interval()
+    if cadence.checks_replicas(state.step):
+        parts.guards.sync_check_replicas(state.step)
+    is_best = cadence.evaluates(state.step) and _sync_evaluate(state, parts)
+    is_saved = cadence.saves(state.step) or is_best
+    if is_saved:
+        sync_save(state, parts, is_best=is_best)
+    parts.saver.poll()
+    if parts.saver.has_given_up:
+        parts.stop.request()
+    if state.step < cadence.stop_step and parts.stop.sync_requested(state.step):
+        if not is_saved:
+            sync_save(state, parts, is_best=False)
+        return Outcome.STOPPED
+    return None
 
 
 def _show_first(batches: Iterator[Batch], state: TrainState, parts: Parts) -> Iterator[Batch]:
@@ -155,28 +195,33 @@ def _show_first(batches: Iterator[Batch], state: TrainState, parts: Parts) -> It
 
 
 def sync_save(state: TrainState, parts: Parts, *, is_best: bool) -> None:
-    """Write a checkpoint of this step. All ranks must call it; rank 0 writes.
-
-    The records go to the disk first: a checkpoint never promises more than they hold.
-    """
+    """Begin to save this step. All ranks must call it; rank 0 writes, in the background."""
+    parts.guards.watchdog.beat(state.step, Phase.CHECKPOINT)
     sync_broadcast_(list(state.model.buffers()), parts.world)
     saved = state.sync_state_dict(lambda tensor: sync_sum_(tensor, parts.world))
-    if not parts.world.is_main:
-        return
-    parts.recorder.flush()
-    parts.checkpoints.save({**saved, **parts.identity}, step=state.step, is_best=is_best)
+    parts.saver.save({**saved, **parts.identity}, step=state.step, is_best=is_best)
 
 
-def _sync_log(state: TrainState, parts: Parts, extra: dict[str, float]) -> None:
+def _sync_log(state: TrainState, parts: Parts, extra: dict[str, float]) -> SkipCounts:
     """Read the meters, the only host synchronisation between evaluations, and record them."""
+    parts.guards.watchdog.beat(state.step, Phase.LOG)
     measured = state.meter.read_and_reset(lambda tensor: sync_sum_(tensor, parts.world))
     del measured["samples"]
+    skipped = state.guard.read()
+    measured["skipped_steps"] = skipped.total
     values = {f"train/{name}": value for name, value in measured.items()}
     speeds = parts.throughput.read_and_reset()
     values |= {f"train/{name}": value for name, value in speeds.items()}
+    data_wait_ms = speeds["data_wait_share"] * speeds["step_time_ms"]
+    values |= parts.guards.stragglers.sync_read_and_reset(data_wait_ms, parts.recorder.message)
+    values |= {f"checkpoint/{name}": value for name, value in parts.saver.read_times().items()}
     parts.recorder.scalars(
         state.step, {"epoch": state.step / parts.cadence.steps_per_epoch, **values, **extra}
     )
+    suspicion = state.losses.add(measured["loss"])
+    if suspicion is not None:
+        parts.recorder.message(suspicion)
+    return skipped
 
 
 def _sync_evaluate(state: TrainState, parts: Parts) -> bool:

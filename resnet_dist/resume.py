@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 from resnet_dist.checkpoint.manager import CheckpointManager, Loaded, sync_load
 from resnet_dist.config import Config
 from resnet_dist.config_load import exact_differences, to_flat
-from resnet_dist.dist import World
-from resnet_dist.errors import AgreedError
+from resnet_dist.data.build import Index, digest_of_step
+from resnet_dist.dist import World, sync_attempt
+from resnet_dist.errors import AgreedError, UserError
 from resnet_dist.failpoints import failpoint
 from resnet_dist.inputs import Inputs
 from resnet_dist.plan import BatchPlan
@@ -28,11 +30,29 @@ def identity_of(config: Config, inputs: Inputs, plan: BatchPlan) -> dict[str, An
     }
 
 
+def describe_next(config: Config, inputs: Inputs, step: int) -> dict[str, Any]:
+    """What a checkpoint of `step` says about the batch after it: the digest of its samples and
+    augmentations, a pure function of (config, data, step) that is computed anew at a resume."""
+    digest = "synthetic"
+    if isinstance(inputs.train, Index):
+        digest = digest_of_step(
+            inputs.data,
+            inputs.train,
+            global_batch_size=config.train.global_batch_size,
+            seed=config.seed,
+            step=step,
+        )
+    if failpoint("checkpoint.digest"):
+        digest = "damaged"
+    return {"next_batch": digest}
+
+
 def sync_restore(
     state: TrainState,
     checkpoints: CheckpointManager,
     *,
     config: Config,
+    inputs: Inputs,
     current: dict[str, Any],
     world: World,
 ) -> Loaded | None:
@@ -47,6 +67,7 @@ def sync_restore(
     if loaded is None:
         return None
     check_identity(loaded, config, current)
+    sync_attempt(world, lambda: check_next_batch(loaded, config, inputs))
     state.load_state_dict(loaded.payload, is_main=world.is_main)
     loaded.notes.extend(_plan_notes(loaded.payload["plan"], current["plan"]))
     failpoint("resume.after_load")
@@ -75,6 +96,31 @@ def check_identity(loaded: Loaded, config: Config, current: dict[str, Any]) -> N
     if differences:
         remedy = "undo that, give run.dir a new folder, or set run.allow_config_change=true"
         raise AgreedError(_refusal(loaded, differences, remedy))
+
+
+def check_next_batch(loaded: Loaded, config: Config, inputs: Inputs) -> None:
+    """Refuse to go on with other samples or crops than the run would have had.
+
+    The settings and the data are the checkpoint's (see `check_identity`), so what differs is code:
+    this package's, or NumPy's. Every rank looks for itself: nodes may differ.
+    """
+    if config.run.allow_config_change or config.run.evaluate_only:
+        return
+    saved, step = loaded.payload, loaded.payload["step"]
+    if saved["next_batch"] == describe_next(config, inputs, step)["next_batch"]:
+        return
+    now = versions()
+    changed = [
+        f"{name} {old} -> {now.get(name)}"
+        for name, old in saved["versions"].items()
+        if old != now.get(name)
+    ]
+    raise UserError(
+        f"checkpoint ({loaded.path}): the samples or augmentations of step {step + 1} are not "
+        f"those that the run would have had (host {socket.gethostname()}; changed since: "
+        f"{', '.join(changed) or 'no version'}); use the versions that made it, or set "
+        f"run.allow_config_change=true"
+    )
 
 
 def _architecture(saved: dict[str, Any], config: Config) -> list[str]:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from resnet_dist.faults.loss_record import LossRecord
+from resnet_dist.faults.non_finite import NonFiniteGuard
 from resnet_dist.metrics.meters import TrainMeter
 from resnet_dist.optim.ema import WeightAverage
 
@@ -27,6 +29,10 @@ class TrainState:
     average: WeightAverage | None
     meter: TrainMeter
     """Sums of the log interval that the step lies in."""
+    guard: NonFiniteGuard
+    """Counts of skipped steps."""
+    losses: LossRecord
+    """Recorded losses of late."""
     step: int = 0
     """Completed optimizer updates."""
     best_top1: float = -1.0
@@ -39,6 +45,10 @@ class TrainState:
         moments = 1 if isinstance(self.optimizer, torch.optim.SGD) else 2
         return model * (1 + moments + (self.average is not None))
 
+    def state_dict(self) -> dict[str, Any]:
+        """As `sync_state_dict`, with the sums of this rank alone."""
+        return self.sync_state_dict(lambda tensor: tensor)
+
     def sync_state_dict(self, sync_sum_: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, Any]:
         """The state as tensors and plain containers. All ranks must call it (the meter's sums)."""
         return {
@@ -48,6 +58,8 @@ class TrainState:
             "scaler": self.scaler.state_dict(),
             "average": self.average.state_dict() if self.average else None,
             "meter": self.meter.state(sync_sum_),
+            "guard": self.guard.state_dict(),
+            "losses": self.losses.state_dict(),
             "best": {"top1": self.best_top1, "step": self.best_step},
         }
 
@@ -61,4 +73,6 @@ class TrainState:
         if self.average is not None and saved["average"] is not None:
             self.average.load_state_dict(saved["average"])
         self.meter.load_state(saved["meter"] if is_main else None)
+        self.guard.load_state_dict(saved["guard"])
+        self.losses.load_state_dict(saved["losses"])
         self.best_top1, self.best_step = saved["best"]["top1"], saved["best"]["step"]

@@ -15,6 +15,8 @@ from torch.nn.functional import cross_entropy
 
 from resnet_dist.data.jobs import Batch
 from resnet_dist.failpoints import failpoint
+from resnet_dist.faults.non_finite import NonFiniteGuard
+from resnet_dist.faults.replicas import flip_a_bit
 
 OnLogits = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
 """Called with the summed loss (scalar), logits `[n, classes]` and labels `[n]`, detached."""
@@ -44,14 +46,16 @@ def train_step(
     scaler: torch.amp.GradScaler,
     settings: StepSettings,
     on_logits: OnLogits,
-    wants_grad_norm: bool = False,
-) -> torch.Tensor | None:
-    """Take the step's micro-batches from `batches` and update the parameters.
+    guard: NonFiniteGuard,
+    step: int,
+) -> torch.Tensor:
+    """Take the micro-batches of step `step` from `batches` and update the parameters.
 
-    Returns the L2 norm of the whole gradient before clipping (scalar, on the device) where it is
-    wanted or needed, None otherwise.
+    Returns the L2 norm of the whole gradient before clipping (scalar, on the device). If that is
+    not finite, nothing but the counts of `guard` has changed.
     """
     failpoint("step.begin")
+    guard.begin()
     for micro in range(settings.accumulation_steps):
         batch = next(batches)
         is_last = micro == settings.accumulation_steps - 1
@@ -59,14 +63,20 @@ def train_step(
             with autocast(batch.images.device, settings.autocast_dtype):
                 logits = network(batch.images)
             loss = loss_sum(logits, batch.labels, label_smoothing=settings.label_smoothing)
-            scaler.scale(loss * settings.gradient_scale).backward()  # type: ignore[no-untyped-call]
+            if failpoint("step.loss"):
+                loss = loss * float("nan")
+            checked = guard.check_loss(loss)
+            scaler.scale(checked * settings.gradient_scale).backward()  # type: ignore[no-untyped-call]
         on_logits(loss.detach(), logits.detach(), batch.labels)
     failpoint("step.before_optimizer")
-    grad_norm = _finish_gradients(network, optimizer, scaler, settings, wants_grad_norm)
-    scaler.step(optimizer)
-    scaler.update()
-    optimizer.zero_grad(set_to_none=True)
+    scaler.unscale_(optimizer)
+    grad_norm = _total_norm(network)
+    is_skipped = guard.decide(grad_norm, step=step)
+    _clip(network, grad_norm, settings)
+    _update(optimizer, scaler, is_skipped)
     failpoint("step.after_optimizer")
+    if failpoint("step.parameters"):
+        flip_a_bit(network)
     return grad_norm
 
 
@@ -89,23 +99,31 @@ def _gradient_sync(network: nn.Module, is_last: bool) -> AbstractContextManager[
     return network.no_sync()
 
 
-def _finish_gradients(
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    settings: StepSettings,
-    wants_grad_norm: bool,
-) -> torch.Tensor | None:
-    """Undo the loss scale and clip."""
-    grad_norm = None
-    if wants_grad_norm or settings.clip_grad_norm or settings.clip_grad_value:
-        scaler.unscale_(optimizer)
-    if wants_grad_norm or settings.clip_grad_norm:
-        limit = settings.clip_grad_norm or float("inf")
-        gradients = [p.grad for p in network.parameters() if p.grad is not None]
-        grad_norm = nn.utils.get_total_norm(gradients)
-        if settings.clip_grad_norm:
-            nn.utils.clip_grads_with_norm_(network.parameters(), limit, grad_norm)
+def _total_norm(network: nn.Module) -> torch.Tensor:
+    """L2 norm of the whole gradient, scalar on the device."""
+    return nn.utils.get_total_norm([p.grad for p in network.parameters() if p.grad is not None])
+
+
+def _clip(network: nn.Module, grad_norm: torch.Tensor, settings: StepSettings) -> None:
+    if settings.clip_grad_norm:
+        nn.utils.clip_grads_with_norm_(network.parameters(), settings.clip_grad_norm, grad_norm)
     if settings.clip_grad_value:
         nn.utils.clip_grad_value_(network.parameters(), settings.clip_grad_value)
-    return grad_norm
+
+
+def _update(
+    optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, is_skipped: torch.Tensor
+) -> None:
+    """Update the parameters, or not, as `is_skipped` (0.0 or 1.0, on the device) says.
+
+    A loss scaler finds out for itself, and passes the same flag on. Without one it is set here:
+    the fused kernels read it on the device.
+    """
+    if scaler.is_enabled():
+        scaler.step(optimizer)
+        scaler.update()
+    else:
+        optimizer.grad_scale, optimizer.found_inf = None, is_skipped  # type: ignore[attr-defined]
+        optimizer.step()
+        del optimizer.grad_scale, optimizer.found_inf  # type: ignore[attr-defined]
+    optimizer.zero_grad(set_to_none=True)

@@ -107,14 +107,18 @@ def evaluation_line(prefix: str, step: int, result: dict[str, float]) -> str:
 
 
 def closing_report(config: Config, folder: Path, outcome: Outcome, step: int) -> None:
-    """Print the table of epochs, write curves.png, and name the commands to try next."""
+    """Print the table of epochs, write curves.png, and name the commands to try next.
+
+    No curves for a run that a signal stopped: it is to make room quickly, or will be killed.
+    """
     records = read_records(folder / "metrics.jsonl")
     if records:
-        curves = folder / "curves.png"
-        write_curves(records, curves, title=config.run.name)
         print(epoch_table(records))
         print("\n".join(final_lines(records)))
-        print(f"curves: {curves}")
+        if outcome is not Outcome.STOPPED:
+            curves = folder / "curves.png"
+            write_curves(records, curves, title=config.run.name)
+            print(f"curves: {curves}")
     if outcome is Outcome.FINISHED:
         print(f"finished at step {step}; next:\n  tensorboard --logdir {folder}")
         print(f"  {IMAGENET_COMMAND}")

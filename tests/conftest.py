@@ -11,8 +11,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-PRELOAD = ["pytest", "resnet_dist.train", "torch.fx.experimental.symbolic_shapes"]
-"""Importing these takes seconds. The last one is what the first backward pass imports."""
+from tests.launch import train
+
+PRELOAD = [
+    "pytest",
+    "resnet_dist.train",
+    "resnet_dist.metrics.tensorboard",
+    "torch.fx.experimental.symbolic_shapes",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.figure",
+    "matplotlib.font_manager",
+]
+"""Importing these takes seconds: the trainer, and what it imports only when it needs it."""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -48,3 +58,32 @@ def image_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 seed = hash((len(split), label, i)) % 2**31
                 _write_image(root / split / name / f"{i:03d}.jpg", height, width, seed=seed)
     return root
+
+
+@pytest.fixture(scope="session")
+def run_root(tmp_path_factory: pytest.TempPathFactory, write_image: Callable[..., None]) -> Path:
+    """108 training and 21 validation JPEGs of 3 classes: 4 steps of 26 an epoch, 4 dropped."""
+    root = tmp_path_factory.mktemp("run_root")
+    for split, count in (("train", 36), ("val", 7)):
+        for label, name in enumerate(("ant", "bee", "cat")):
+            for i in range(count):
+                seed = label * 1000 + i + (500 if split == "val" else 0)
+                path = root / split / name / f"{i:03d}.jpg"
+                write_image(path, 40 + 7 * (i % 5), 64 - 5 * (i % 7), seed=seed)
+    return root
+
+
+@pytest.fixture(scope="session")
+def undisturbed(
+    tmp_path_factory: pytest.TempPathFactory, run_root: Path
+) -> Callable[[int, str], Path]:
+    """undisturbed(ranks, loader): the folder of a run of `tests.launch.TINY` to its end."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+
+    def run(nproc: int, loader: str) -> Path:
+        run_dir = folder / f"{loader}{nproc}"
+        if not run_dir.exists():
+            train(nproc, run_root, run_dir, f"data.loader={loader}", "checkpoint.every_steps=4")
+        return run_dir
+
+    return run

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from resnet_dist.selftest import differences
+
 TINY = [
     "model.name=resnet18",
     "model.width=8",
@@ -35,10 +37,6 @@ TINY = [
 ]
 """Settings of a run of 20 steps that takes seconds. Neither 3 nor 4 divides the global batch."""
 
-CURVES = ("train/loss", "train/top1", "train/top5", "train/lr", "train/grad_norm")
-EXACT = (*CURVES, "val/loss", "val/top1", "val/top5", "val/ema_loss", "epoch")
-"""Recorded values that are functions of (config, seed, step); the others are times."""
-
 
 @dataclass(frozen=True)
 class Ended:
@@ -56,6 +54,67 @@ def torchrun(nproc: int, overrides: list[str], *, module: str = "resnet_dist.tra
     return [*launcher, f"--nproc_per_node={nproc}", "-m", module, *overrides]
 
 
+class Ranks:
+    """The processes of one start of the training, with the variables that torchrun sets."""
+
+    def __init__(
+        self, nproc: int, arguments: list[str], environment: Mapping[str, str], log: Path
+    ) -> None:
+        """What they print is appended to `log`; the first lines are `pid RANK PID`."""
+        context = multiprocessing.get_context("forkserver")
+        port = free_port()
+        self.processes = []
+        for rank in range(nproc):
+            variables = {
+                "RANK": rank,
+                "LOCAL_RANK": rank,
+                "WORLD_SIZE": nproc,
+                "LOCAL_WORLD_SIZE": nproc,
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+            }
+            merged = {name: str(value) for name, value in variables.items()} | dict(environment)
+            process = context.Process(target=_rank, args=(arguments, merged, log))
+            process.start()
+            self.processes.append(process)
+        self._grace = 10.0
+        self._failed_at: float | None = None
+
+    def ranks(self) -> dict[int, int]:
+        """Process id of each rank that runs."""
+        alive = enumerate(self.processes)
+        return {rank: process.pid for rank, process in alive if process.is_alive() and process.pid}
+
+    def kill_agent(self) -> None:
+        """Stands for the death of the agent: its ranks die with it."""
+        for process in self.processes:
+            process.kill()
+
+    def is_running(self) -> bool:
+        """Whether any rank runs. As torchrun does, ends the others when one fails (a bit later)."""
+        if self._failed_at is None and any(process.exitcode for process in self.processes):
+            self._failed_at = time.monotonic()
+        if self._failed_at is not None and time.monotonic() - self._failed_at > self._grace:
+            self.kill_agent()
+        return any(process.is_alive() for process in self.processes)
+
+    def codes(self) -> list[int]:
+        """Exit codes; ends what still runs."""
+        for process in self.processes:
+            process.kill()
+            process.join()
+        return [process.exitcode or 0 for process in self.processes]
+
+    def finish(self) -> bool:
+        """End what still runs; whether all had ended well."""
+        return not any(self.codes())
+
+    def end_others_at_once(self) -> Ranks:
+        """When one fails, end the others without waiting for what they have to say."""
+        self._grace = 0.5
+        return self
+
+
 def train(
     nproc: int,
     root: Path,
@@ -63,37 +122,20 @@ def train(
     *overrides: str,
     environment: Mapping[str, str] | None = None,
     check: bool = True,
+    log: Path | None = None,
 ) -> Ended:
-    """Run the tiny training on `nproc` processes to its end, with the variables torchrun sets.
+    """Run the tiny training on `nproc` processes to its end.
 
-    As torchrun does, ends the others when one fails.
+    What they print goes to `log`, by default beside the run folder.
     """
-    context = multiprocessing.get_context("forkserver")
-    arguments = [*TINY, f"data.root={root}", f"run.dir={run_dir}", *overrides]
-    port, log = free_port(), run_dir.with_name(f"{run_dir.name}.log")
+    log = log or run_dir.with_name(f"{run_dir.name}.log")
     log.unlink(missing_ok=True)
-    ranks = []
-    for rank in range(nproc):
-        variables = {
-            "RANK": rank,
-            "LOCAL_RANK": rank,
-            "WORLD_SIZE": nproc,
-            "LOCAL_WORLD_SIZE": nproc,
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
-        }
-        merged = {name: str(value) for name, value in variables.items()} | dict(environment or {})
-        ranks.append(context.Process(target=_rank, args=(arguments, merged, log)))
-        ranks[-1].start()
+    arguments = [*TINY, f"data.root={root}", f"run.dir={run_dir}", *overrides]
+    started = Ranks(nproc, arguments, environment or {}, log)
     deadline = time.monotonic() + 200
-    while any(rank.is_alive() for rank in ranks) and time.monotonic() < deadline:
-        if any(rank.exitcode for rank in ranks):
-            deadline = min(deadline, time.monotonic() + 10)
+    while started.is_running() and time.monotonic() < deadline:
         time.sleep(0.02)
-    for rank in ranks:
-        rank.kill()
-        rank.join()
-    ended = Ended([rank.exitcode or 0 for rank in ranks], log.read_text())
+    ended = Ended(started.codes(), log.read_text())
     if check:
         assert ended.codes == [0] * nproc, ended.output[-6000:]
     return ended
@@ -112,6 +154,7 @@ def _rank(arguments: list[str], variables: dict[str, str], log: Path) -> None:
     with log.open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    print(f"pid {variables['RANK']} {os.getpid()}", flush=True)
     share_fork_server()
     os.environ.update(variables)
     # Interfaces are looked up by host name otherwise, which not every machine can resolve.
@@ -133,14 +176,6 @@ def records(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
-def exact_records(run_dir: Path) -> list[dict[str, Any]]:
-    """The records without what depends on the clock."""
-    return [
-        {key: value for key, value in record.items() if key == "step" or key in EXACT}
-        for record in records(run_dir)
-    ]
-
-
 def losses(run_dir: Path) -> list[float]:
     """The training loss of each record, in order."""
     return [record["train/loss"] for record in records(run_dir) if "train/loss" in record]
@@ -152,29 +187,6 @@ def newest_checkpoint(run_dir: Path) -> dict[str, Any]:
     return dict(torch.load(path, weights_only=True))
 
 
-def assert_same_state(first: Any, second: Any, path: str = "") -> None:
-    """Both trees of tensors and plain values are equal bit for bit."""
-    assert type(first) is type(second), path
-    if isinstance(first, dict):
-        assert first.keys() == second.keys(), path
-        for key in first:
-            assert_same_state(first[key], second[key], f"{path}/{key}")
-    elif isinstance(first, list):
-        assert len(first) == len(second), path
-        for position, pair in enumerate(zip(first, second, strict=True)):
-            assert_same_state(*pair, f"{path}/{position}")
-    elif isinstance(first, torch.Tensor):
-        assert torch.equal(first, second), path
-    else:
-        assert first == second, path
-
-
-STATE = ("step", "model", "optimizer", "scaler", "average", "meter", "best")
-
-
 def assert_same_run(first: Path, second: Path) -> None:
     """Two runs ended with the same state and wrote the same records, bit for bit."""
-    one, two = newest_checkpoint(first), newest_checkpoint(second)
-    for key in STATE:
-        assert_same_state(one[key], two[key], key)
-    assert exact_records(first) == exact_records(second)
+    assert differences(first, second) == []

@@ -34,38 +34,52 @@ class CorruptCheckpointError(UserError):
 class _HashingWriter(io.RawIOBase):
     """Forwards to a file and hashes what passes."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, *, is_trial: bool) -> None:
         super().__init__()
         self._file = file
         self.sha256 = hashlib.sha256()
-        self._announced = False
+        self.error: OSError | None = None
+        """Why a write failed; torch.save raises something else then."""
+        self._is_trial = is_trial
+        self._num_bytes = 0
 
     def writable(self) -> bool:
         return True
 
     def write(self, data: Any) -> int:
-        if not self._announced:
-            self._announced = True
-        else:
+        if self._num_bytes and not self._is_trial:
             failpoint("checkpoint.mid_write")
         self.sha256.update(data)
-        self._file.write(data)
+        try:
+            self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+        self._num_bytes += len(data)
         return len(data)
 
 
-def write_checkpoint(path: Path, payload: dict[str, Any]) -> None:
+def write_checkpoint(path: Path, payload: dict[str, Any], *, is_trial: bool = False) -> None:
     """Serialise, make durable, and give the file its name. Raises OSError (for example ENOSPC).
 
     `payload` holds tensors and plain containers only, so that it loads with `weights_only=True`.
+    A trial passes no failpoints.
     """
 
     def write(file: BinaryIO) -> None:
-        writer = _HashingWriter(file)
-        torch.save({"format": FORMAT, **payload}, cast("IO[bytes]", writer))
+        writer = _HashingWriter(file, is_trial=is_trial)
+        try:
+            torch.save({"format": FORMAT, **payload}, cast("IO[bytes]", writer))
+        except Exception as error:
+            raise (writer.error or error) from None
         _append_checksum(file, writer.sha256.hexdigest())
 
+    def at_stage(stage: str) -> None:
+        if not is_trial:
+            failpoint(f"checkpoint.{stage}")
+
     # Retention runs only after this, so a power cut never leaves fewer than the older ones.
-    replace_file(path, write, at_stage=lambda stage: failpoint(f"checkpoint.{stage}"))
+    replace_file(path, write, at_stage=at_stage)
 
 
 def _append_checksum(file: BinaryIO, digest: str) -> None:

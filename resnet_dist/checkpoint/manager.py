@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,8 +76,10 @@ class CheckpointManager:
             failpoint("checkpoint.before_best")
             self._point_best(path)
         failpoint("checkpoint.before_retention")
+        # Whatever lies there under a higher number, the one just written stays.
         for old in self.steps()[: -self._keep_last]:
-            self.path(old).unlink(missing_ok=True)
+            if old != step:
+                self.path(old).unlink(missing_ok=True)
         sync_folder(self.folder)
         failpoint("checkpoint.after_retention")
         return path
@@ -94,6 +97,14 @@ class CheckpointManager:
         temporary.replace(self.folder / BEST)
         sync_folder(self.folder)
 
+    def set_aside_until(self, is_good: Callable[[dict[str, Any]], bool], why: str) -> None:
+        """Rename the newest checkpoints up to the first good one, so that it becomes the newest."""
+        for step in reversed(self.steps()):
+            path = self.path(step)
+            if is_good(decode_checkpoint(read_verified(path), path)):
+                return
+            _set_aside(path, why)
+
     def read_newest(self) -> tuple[Path, bytearray, list[str]] | None:
         """The newest file that verifies. Files that do not are set aside under another name."""
         notes: list[str] = []
@@ -101,16 +112,36 @@ class CheckpointManager:
             path = self.path(step)
             try:
                 return path, read_verified(path), notes
+            except FileNotFoundError:  # removed since it was listed: the one before is the newest
+                continue
             except CorruptCheckpointError as error:
-                aside = path.with_name(f"{path.name}.corrupt")
-                path.replace(aside)
+                aside = _set_aside(path, "corrupt")
                 notes.append(f"{error}; it is set aside as {aside.name}, the one before it is used")
-        if notes:
+            except OSError as error:
+                raise UserError(
+                    f"checkpoint ({path}): cannot be read ({error.strerror}); see to the file "
+                    f"system and start again, or move the file away to use the one before it"
+                ) from error
+        others = sorted(path.name for path in self.folder.glob("step_*.pt.*"))
+        if others:  # also at the next start: a run that had checkpoints never begins anew by itself
+            lines = [*notes, f"run folder ({self.folder}): no checkpoint is left that can be used"]
             raise UserError(
-                "\n".join(notes) + f"\nrun folder ({self.folder}): no checkpoint is left that "
-                f"verifies; set run.resume=never and a new run.dir to start anew"
+                "\n".join(lines) + f" ({', '.join(others)} are set aside); give run.dir a new "
+                f"folder to start anew, there with run.resume={self.folder / BEST} to go on from "
+                f"the best one if it exists"
             )
         return None
+
+
+def _set_aside(path: Path, why: str) -> Path:
+    """Rename a checkpoint so that it is never loaded by itself again, nor ever overwritten."""
+    aside = path.with_name(f"{path.name}.{why}")
+    number = 1
+    while aside.exists():
+        number += 1
+        aside = path.with_name(f"{path.name}.{why}{number}")
+    path.replace(aside)
+    return aside
 
 
 def sync_load(manager: CheckpointManager, resume: str, world: World) -> Loaded | None:

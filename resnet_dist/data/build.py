@@ -15,7 +15,13 @@ from resnet_dist.config import DataConfig
 from resnet_dist.data import worker
 from resnet_dist.data.index import Index, cache_root, check_splits, open_index
 from resnet_dist.data.jobs import Batch, Job
-from resnet_dist.data.order import eval_job, sample_ids_of_step, steps_per_epoch, train_job
+from resnet_dist.data.order import (
+    digest_of_step,
+    eval_job,
+    sample_ids_of_step,
+    steps_per_epoch,
+    train_job,
+)
 from resnet_dist.data.synthetic import (
     SYNTHETIC_TRAIN,
     SYNTHETIC_VAL,
@@ -41,6 +47,7 @@ __all__ = [
     "cache_root",
     "check_splits",
     "choose_loader",
+    "digest_of_step",
     "eval_job",
     "open_index",
     "sample_ids_of_step",

@@ -6,6 +6,7 @@ the index's columns and nothing else; any step is as quick to ask for as the fir
 
 from __future__ import annotations
 
+import hashlib
 from functools import lru_cache
 from typing import Protocol
 
@@ -96,6 +97,29 @@ def train_job(
         shifts=plan_of_augmentation.shifts,
         flips=plan_of_augmentation.flips,
     )
+
+
+def digest_of_step(
+    data: DataConfig, index: SampleTable, *, global_batch_size: int, seed: int, step: int
+) -> str:
+    """SHA-256 over the samples of a step's global batch and what is done to each (hexadecimal).
+
+    The same for any number of ranks. Two processes with the same digest train on the same pixels.
+    """
+    whole = BatchPlan(global_batch_size, 1, 1)
+    job = train_job(data, index, plan=whole, seed=seed, rank=0, step=step, micro=0)
+    digest = hashlib.sha256(f"{job.step} {job.size}".encode())
+    for array in (
+        job.sample_ids,
+        job.labels,
+        job.windows,
+        job.resized,
+        job.crops,
+        job.shifts if job.shifts is not None else np.zeros(0),
+        job.flips,
+    ):
+        digest.update(np.ascontiguousarray(array).astype(np.int64).tobytes())
+    return digest.hexdigest()
 
 
 def num_eval_batches(num_samples: int, batch_size: int) -> int:

@@ -10,7 +10,6 @@ decides when to stop and still needs its readers.
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import select
@@ -19,11 +18,12 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
 
+from resnet_dist.parent import die_with_parent
+
 _PARENTS_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-_PR_SET_PDEATHSIG = 1
 
 
 def start_server() -> None:
@@ -37,6 +37,8 @@ def start_server() -> None:
     main = getattr(sys.modules["__main__"].__spec__, "name", None)
     ours = [name for name in sys.modules if name.startswith("resnet_dist.") and name != main]
     multiprocessing.set_forkserver_preload(ours)
+    # Starting it unblocks SIGINT and SIGTERM (Python 3.11), and the server would start it first.
+    resource_tracker.ensure_running()
     with _signals_held_back():
         forkserver.ensure_running()
 
@@ -62,7 +64,7 @@ def isolate(trainer_pid: int) -> None:
     for number in _PARENTS_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _PARENTS_SIGNALS)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # the parent is the server
+    die_with_parent()  # the server
     try:
         trainer = os.pidfd_open(trainer_pid)
     except ProcessLookupError:

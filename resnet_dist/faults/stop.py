@@ -17,14 +17,40 @@ import torch
 import torch.distributed as dist
 
 from resnet_dist.dist import World
+from resnet_dist.errors import GuardError
 
 STOPPED_EXIT_CODE = 75
 """Exit code for "stopped, to be continued" (EX_TEMPFAIL of sysexits.h)."""
 
+STALLED_EXIT_CODE = GuardError.exit_code
+"""Exit code of a rank that got no further, as of every run that a guard ended (EX_SOFTWARE).
+Started again, it goes on from its newest checkpoint."""
+
 AGREEMENT_INTERVAL_S = 2.0
 """Longest time between a signal and the ranks' agreement, besides one step."""
 
+TORCHRUN_GRACE_S = 30.0
+"""torchrun sends SIGKILL this long after SIGTERM."""
+SLOW_STOP_S = 20.0
+"""From here on the user is warned."""
+
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def stop_at_once_on_signals() -> None:
+    """Before training begins nothing can be lost: leave with the code of a stopped run.
+
+    Main thread only. `StopSignal` takes over while training, and gives the signals back to this.
+    """
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        del frame
+        text = f"stopped by {signal.Signals(number).name} while not training; nothing is lost\n"
+        os.write(2, text.encode())
+        os._exit(STOPPED_EXIT_CODE)
+
+    for number in _SIGNALS:
+        signal.signal(number, leave)
 
 
 class StopSignal:
@@ -33,7 +59,9 @@ class StopSignal:
     def __init__(self, world: World) -> None:
         self._world = world
         self._signal: int | None = None
-        self.received_at: float | None = None
+        self._received_at: float | None = None
+        self._agreed_at = self._agreed_age = 0.0
+        self._agreed_signal = 0
         self._previous: dict[signal.Signals, Any] = {}
         self._next_check = 0
         self._last_step = 0
@@ -55,12 +83,12 @@ class StopSignal:
             os._exit(128 + number)
         if self._signal is None:
             self._signal = number
-            self.received_at = time.monotonic()
+        self.request()
 
-    @property
-    def name(self) -> str:
-        """The signal that this rank got, for messages."""
-        return signal.Signals(self._signal).name if self._signal is not None else "another rank's"
+    def request(self) -> None:
+        """Ask for a stop from inside, as a signal would from outside."""
+        if self._received_at is None:
+            self._received_at = time.monotonic()
 
     def sync_requested(self, step: int) -> bool:
         """Whether to stop now, after `step` completed steps: the same answer on all ranks.
@@ -73,12 +101,36 @@ class StopSignal:
         now = time.monotonic()
         steps = max(1, step - self._last_step)
         per_step = (now - self._last_time) / steps
+        is_asked = self._received_at is not None
+        age = now - self._received_at if self._received_at is not None else 0.0
         flags = torch.tensor(
-            [float(self._signal is not None), per_step], dtype=torch.float64, device="cpu"
+            [float(is_asked), per_step, age, float(self._signal or 0)],
+            dtype=torch.float64,
+            device="cpu",
         )
         if self._world.size > 1:
             dist.all_reduce(flags, op=dist.ReduceOp.MAX)
-        requested, slowest = flags.tolist()
+        requested, slowest, oldest, number = flags.tolist()
         self._next_check = step + max(1, int(AGREEMENT_INTERVAL_S / max(slowest, 1e-6)))
         self._last_step, self._last_time = step, now
+        self._agreed_at, self._agreed_age, self._agreed_signal = now, oldest, int(number)
         return bool(requested)
+
+    @property
+    def reason(self) -> str:
+        """What stopped the run, in words; after the ranks have agreed."""
+        if self._agreed_signal:
+            return f"a signal ({signal.Signals(self._agreed_signal).name})"
+        return "itself"
+
+    def durable_line(self) -> str:
+        """How long it took from the first rank's signal until now, when the checkpoint is durable;
+        with a warning if that is near the time after which torchrun kills its workers."""
+        seconds = self._agreed_age + time.monotonic() - self._agreed_at
+        line = f"stopped by {self.reason}: the checkpoint was durable {seconds:.1f} s after it"
+        if seconds > SLOW_STOP_S:
+            line += (
+                f"\nwarning: torchrun kills its workers {TORCHRUN_GRACE_S:.0f} s after SIGTERM; a "
+                f"faster disk for run.dir, or a smaller step, would make stopping safer"
+            )
+        return line

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from threading import Lock
 
 from resnet_dist.durable import sync_folder
 
@@ -20,36 +21,48 @@ class AppendOnlyFile:
         self._path = path
         self._file = path.open("ab", buffering=0)
         self._pending = bytearray()
+        self._lock = Lock()  # the checkpoint's writer flushes while the loop appends
         self._has_warned = False
         sync_folder(path.parent)
 
     def append(self, record: bytes) -> None:
         """Write a record, or keep it for later and warn once on stderr."""
-        self._pending += record
-        try:
-            self._write_pending()
-        except OSError as error:
-            if not self._has_warned:
-                print(
-                    f"warning: {self._path} cannot be written ({error.strerror}); its records are "
-                    f"kept in memory and tried again; free some space",
-                    file=sys.stderr,
-                    flush=True,
-                )
-            self._has_warned = True
+        with self._lock:
+            self._pending += record
+            try:
+                self._write_pending()
+            except OSError as error:
+                if not self._has_warned:
+                    self._warn(error, "are kept in memory and tried again")
+                self._has_warned = True
 
     def flush(self) -> None:
         """Return when all records are on the disk. Raises OSError where that is impossible."""
-        self._write_pending()
+        with self._lock:
+            self._write_pending()
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Flush and close. Closing twice is fine."""
+        """Flush and close; warn on stderr about records that are lost. Closing twice is fine.
+
+        The checkpoint that promises these records could not be written either: started again, the
+        run goes on from one that does not.
+        """
         if not self._file.closed:
             try:
                 self.flush()
+            except OSError as error:
+                self._warn(error, "are lost")
             finally:
                 self._file.close()
+
+    def _warn(self, error: OSError, fate: str) -> None:
+        print(
+            f"warning: {self._path} cannot be written ({error.strerror}); its latest records "
+            f"{fate}; free some space",
+            file=sys.stderr,
+            flush=True,
+        )
 
     def _write_pending(self) -> None:
         # A write that stops half way leaves the rest of the record pending, so going on mends it;

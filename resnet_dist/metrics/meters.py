@@ -2,7 +2,7 @@
 
 All sums are integers (the loss in fixed point), so adding them up over micro-batches, ranks, and
 the two parts of an interval that a kill cut in two gives the same record bit for bit. Nothing here
-waits for the device but `read_and_reset`, `state` and `result`.
+waits for the device but `read_and_reset` and `result`.
 """
 
 from __future__ import annotations
@@ -66,9 +66,9 @@ class TrainMeter:
         return {"loss": mean, "top1": top1 / samples, "top5": top5 / samples, "samples": samples}
 
     def state(self, sync_sum_: Sync) -> Tensor:
-        """The sums over all ranks, `[5]` int64 on the CPU, for a checkpoint; this rank's stay as
-        they are. All ranks must call it."""
-        return sync_sum_(self._sums.clone()).cpu()
+        """The sums over all ranks, `[5]` int64 on the device, for a checkpoint; this rank's stay
+        as they are. All ranks must call it."""
+        return sync_sum_(self._sums.clone())
 
     def load_state(self, sums: Tensor | None) -> None:
         """Take over `state()` on one rank; the others pass None and begin at zero."""

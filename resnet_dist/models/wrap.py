@@ -62,6 +62,20 @@ def wrap_model(
     )
 
 
+def first_synchronised(model: nn.Module, *, train: TrainConfig) -> nn.Module | nn.Parameter:
+    """What marks the first collective of a training step of a model that `wrap_model` changed.
+
+    The first synchronised batch norm, else the parameter whose gradient comes first, about when
+    DDP sends off its first bucket. The compiler ignores hooks that modules get later, so with
+    `train.compile` it is the parameter, although batch norm may communicate before.
+    """
+    if not train.compile:
+        for module in model.modules():
+            if isinstance(module, SyncBatchNorm2d):
+                return module
+    return [parameter for parameter in model.parameters() if parameter.requires_grad][-1]
+
+
 def warm_up_buckets(
     wrapped: nn.Module,
     *,

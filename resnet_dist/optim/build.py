@@ -29,6 +29,7 @@ def build_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimi
     devices = {parameter.device.type for group in groups for parameter in group["params"]}
     fused = devices <= _FUSED_DEVICES
     optimizer = _build(config, groups, fused=fused)
+    _start_momentum(optimizer)
     if devices == {"cpu"}:
         optimizer.register_step_pre_hook(_check_layouts)
     return optimizer
@@ -54,6 +55,18 @@ def _build(
             return torch.optim.AdamW(
                 groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused
             )
+
+
+def _start_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Give SGD its momentum buffers, as zeros: the first step then makes them the gradient.
+
+    Left to itself fused SGD allocates them in the first step without setting them, and if that
+    step is skipped (`found_inf`), goes on with whatever lay in that memory.
+    """
+    for group in optimizer.param_groups:
+        if group.get("momentum"):
+            for parameter in group["params"]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def _strides(tensor: Tensor) -> list[int]:

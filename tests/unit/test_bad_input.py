@@ -162,7 +162,7 @@ def test_corrupt_checkpoint(run: Run, image_root: Path, trained: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1000])
     code, error = run(root=image_root)
     assert code == 2
-    assert "no checkpoint is left that verifies" in error
+    assert "no checkpoint is left that can be used" in error
 
 
 def test_too_little_disk(

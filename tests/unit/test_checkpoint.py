@@ -136,8 +136,48 @@ def test_nothing_good_left_is_an_error_not_a_new_run(tmp_path: Path) -> None:
     manager = make_manager(tmp_path)
     save(manager, 1)
     manager.path(1).write_bytes(b"garbage")
-    with pytest.raises(UserError, match="no checkpoint is left that verifies"):
+    for _ in range(2):  # the second time the file is set aside already
+        with pytest.raises(UserError, match="no checkpoint is left that can be used"):
+            sync_load(manager, "auto", WORLD)
+
+
+def test_removed_while_it_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mock of the moment: the name was listed, and then the file is gone."""
+    manager = make_manager(tmp_path)
+    save(manager, 1, 2)
+    monkeypatch.setattr(CheckpointManager, "steps", lambda _: [1, 2, 3])
+    loaded = sync_load(manager, "auto", WORLD)
+    assert loaded is not None
+    assert loaded.payload["step"] == 2
+    assert loaded.notes == []
+
+
+def test_one_that_cannot_be_read_is_an_error_and_stays(tmp_path: Path) -> None:
+    """Not damaged, as far as we know: going on from an older one would throw it away."""
+    manager = make_manager(tmp_path)
+    save(manager, 1)
+    manager.path(2).mkdir()
+    with pytest.raises(UserError, match=r"step_00000002\.pt\): cannot be read"):
         sync_load(manager, "auto", WORLD)
+    assert manager.steps() == [1, 2]
+
+
+def test_set_aside_twice_keeps_both(tmp_path: Path) -> None:
+    manager = make_manager(tmp_path)
+    save(manager, 1)
+    for _ in range(2):
+        save(manager, 2)
+        manager.path(2).write_bytes(b"")
+        assert sync_load(manager, "auto", WORLD) is not None
+    names = names_in(manager.folder)
+    assert names == ["step_00000001.pt", "step_00000002.pt.corrupt", "step_00000002.pt.corrupt2"]
+
+
+def test_retention_never_deletes_what_was_just_written(tmp_path: Path) -> None:
+    manager = make_manager(tmp_path, keep_last=1)
+    save(manager, 9)
+    save(manager, 5)  # the run went back
+    assert 5 in manager.steps()
 
 
 def test_resume_modes(tmp_path: Path) -> None:

@@ -12,16 +12,16 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "resnet_dist"
 
 LEVELS = [
-    {"durable", "errors", "failpoints", "rng"},
+    {"durable", "errors", "failpoints", "parent", "rng"},
     {"config", "plan"},
     {"config_load", "dist"},
     {"data", "models", "optim", "metrics", "checkpoint", "faults"},
     {"state", "step", "run_folder", "inputs", "report"},
     {"evaluate", "resume"},
-    {"loop"},
-    {"summary"},
+    {"loop", "divergence"},
+    {"parts", "summary"},
     {"train"},
-    {"bench"},
+    {"bench", "selftest"},
 ]
 """A module may import from levels above it in this list, and from its own package."""
 

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from resnet_dist.config import CheckpointConfig, EvalConfig, LogConfig
+from resnet_dist.config import CheckpointConfig, EvalConfig, FaultsConfig, LogConfig
 from resnet_dist.data.jobs import Batch
+from resnet_dist.faults.non_finite import NonFiniteGuard
 from resnet_dist.loop import Cadence
 from resnet_dist.step import StepSettings, train_step
 
@@ -46,15 +47,17 @@ def settings(**changes: object) -> StepSettings:
     return StepSettings(**(values | changes))  # type: ignore[arg-type]
 
 
-def step(model: nn.Module, chosen: StepSettings, **arguments: object) -> torch.Tensor | None:
+def step(model: nn.Module, chosen: StepSettings, **arguments: object) -> torch.Tensor:
     return train_step(
         model,
         make_batches([4, 3, 3]),
-        optimizer=torch.optim.SGD(model.parameters(), lr=0.5),
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.5, fused=True),
         settings=chosen,
         **{  # type: ignore[arg-type]
             "scaler": torch.amp.GradScaler("cpu", enabled=False),
             "on_logits": lambda *_: None,
+            "guard": NonFiniteGuard(model),
+            "step": 0,
             **arguments,
         },
     )
@@ -80,8 +83,7 @@ def test_uneven_micro_batches_give_the_step_of_the_whole_batch(clip: str | None)
         clip_grad_norm=0.05 if clip == "norm" else None,
         clip_grad_value=0.01 if clip == "value" else None,
     )
-    grad_norm = step(model, chosen, wants_grad_norm=True)
-    assert grad_norm is not None
+    grad_norm = step(model, chosen)
     assert grad_norm.item() == pytest.approx(norm.item(), rel=1e-5)
     for one, other in zip(model.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
@@ -90,8 +92,7 @@ def test_uneven_micro_batches_give_the_step_of_the_whole_batch(clip: str | None)
 
 def test_meters_see_every_micro_batch() -> None:
     seen: Seen = []
-    result = step(make_model(), settings(), on_logits=lambda *values: seen.append(values))
-    assert result is None
+    step(make_model(), settings(), on_logits=lambda *values: seen.append(values))
     assert [len(labels) for _, _, labels in seen] == [4, 3, 3]
     for loss, logits, labels in seen:
         expected = cross_entropy(logits, labels, label_smoothing=0.1, reduction="sum")
@@ -132,6 +133,7 @@ def cadence(**changes: int | None) -> Cadence:
         log=LogConfig(every_steps=4),
         eval=EvalConfig(every_epochs=changes.get("eval_epochs") or 1),
         checkpoint=checkpoint,
+        faults=FaultsConfig(replica_check_every_steps=changes.get("check_steps")),
     )
 
 
@@ -145,3 +147,12 @@ def test_what_is_due_when() -> None:
     rare = cadence(eval_epochs=2, save_epochs=2, save_steps=15, stop=33)
     assert [s for s in steps if rare.evaluates(s)] == [20, 35]
     assert [s for s in steps if rare.saves(s)] == [15, 20, 30, 33, 35]
+
+
+def test_replicas_are_compared_at_intervals_and_before_what_is_kept() -> None:
+    steps = range(1, 36)
+    checked = cadence(check_steps=7, save_epochs=2, eval_epochs=2)
+    due = [s for s in steps if checked.checks_replicas(s)]
+    assert due == [7, 10, 14, 20, 21, 28, 30, 35]
+    assert {s for s in steps if checked.saves(s) or checked.evaluates(s)} <= set(due)
+    assert not any(cadence().checks_replicas(s) for s in steps)

@@ -1,0 +1,25 @@
+"""Which host each rank runs on, so that whoever reads a message knows where to look."""
+
+from __future__ import annotations
+
+import socket
+
+import torch.distributed as dist
+
+from resnet_dist.dist import World
+
+
+def sync_host_names(world: World) -> tuple[str, ...]:
+    """The host name of each rank, in their order. All ranks must call it."""
+    names: list[str] = [socket.gethostname()] * world.size
+    if world.size > 1:
+        dist.all_gather_object(names, names[0])
+    return tuple(names)
+
+
+def describe_ranks(ranks: list[int], hosts: tuple[str, ...]) -> str:
+    """`rank 1 (host a)`, or `ranks 1 (host a) and 3 (host b)`."""
+    words = [f"{rank} (host {hosts[rank]})" for rank in ranks]
+    if len(words) == 1:
+        return f"rank {words[0]}"
+    return f"ranks {', '.join(words[:-1])} and {words[-1]}"

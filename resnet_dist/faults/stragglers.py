@@ -1,0 +1,226 @@
+"""Which rank is slow on its own, before it waits for the others.
+
+In data-parallel training all ranks take as long as the slowest, so step times do not tell them
+apart. What does is the time from the begin of a step to the first collective in it. On GPUs it is
+taken by events on the stream, read at log steps only: no step waits for the device.
+
+A limit: with synchronised batch norm the first collective comes after the first convolution, so
+that a rank that computes slowly shows by a small part of its forward pass alone.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from resnet_dist.dist import World
+from resnet_dist.faults.hosts import describe_ranks, sync_host_names
+
+MAX_SAMPLES = 256
+"""Steps of a log interval that are timed, the latest ones: an event a step must not add up."""
+
+LEAST_EXCESS_MS = 5.0
+"""A rank that takes less than this longer than the median is not worth a word."""
+
+REPEAT_AFTER = 20
+"""Reports in a row of the same rank until it is named again."""
+
+FirstSync = nn.Module | nn.Parameter
+"""What marks a step's first collective: a module that runs it in training mode, or the parameter
+whose gradient is ready first."""
+
+
+@dataclass(frozen=True)
+class RankTimes:
+    """One rank's means over a log interval, milliseconds a step."""
+
+    first_sync_ms: float
+    """From the begin of the step to its first collective, waiting for data included."""
+    data_wait_ms: float
+
+
+class Stragglers:
+    """Times this rank's steps and compares the ranks at log steps."""
+
+    def __init__(
+        self, world: World, *, hosts: tuple[str, ...], factor: float, first_sync: FirstSync
+    ) -> None:
+        """`factor`: as many times the median make a rank slow."""
+        self._world = world
+        self._hosts = hosts
+        self._factor = factor
+        self._clock: _Clock = _DeviceClock() if world.device.type == "cuda" else _HostClock()
+        self._begin: Any = None
+        self._end: Any = None
+        self._samples: deque[tuple[Any, Any]] = deque(maxlen=MAX_SAMPLES)
+        self._named: int | None = None
+        self._num_reports = 0
+        self._has_begun = False
+        if isinstance(first_sync, nn.Parameter):
+            first_sync.register_post_accumulate_grad_hook(self._on_gradient)  # type: ignore[no-untyped-call]
+        else:
+            first_sync.register_forward_pre_hook(self._on_forward)
+
+    def begin_step(self) -> None:
+        """A step begins."""
+        self._close_step()
+        self._begin = self._clock.mark()
+
+    def _close_step(self) -> None:
+        if self._begin is not None and self._end is not None:
+            self._samples.append((self._begin, self._end))
+        self._begin = self._end = None
+
+    def _on_forward(self, module: nn.Module, _inputs: object) -> None:
+        """The first micro-batch's forward pass communicates already; evaluation does not."""
+        if module.training and self._begin is not None and self._end is None:
+            self._end = self._clock.mark()
+
+    def _on_gradient(self, _parameter: torch.Tensor) -> None:
+        """Only the last micro-batch's backward pass communicates, so the last mark stays."""
+        if self._begin is not None:
+            self._end = self._clock.mark()
+
+    def sync_read_and_reset(
+        self, data_wait_ms: float, tell: Callable[[str], None]
+    ) -> dict[str, float]:
+        """Compare the ranks' times since the last call, of which `data_wait_ms` a step is this
+        rank's wait for data. All ranks must call it; the events must be over.
+
+        Returns scalars by tag, the same on all ranks. `tell` takes a line about a slow rank.
+        """
+        self._close_step()
+        taken = [self._clock.elapsed_ms(begin, end) for begin, end in self._samples]
+        self._samples.clear()
+        mine = torch.tensor(
+            [statistics.fmean(taken) if taken else 0.0, data_wait_ms], dtype=torch.float64
+        )
+        everyone = [torch.empty_like(mine) for _ in range(self._world.size)]
+        dist.all_gather(everyone, mine)  # CPU tensors: gloo's, also beside NCCL
+        times = [RankTimes(*rank.tolist()) for rank in everyone]
+        if self._has_begun:  # before that, loaders start and kernels are chosen
+            self._report(times, tell)
+        self._has_begun = True
+        return scalars_of(times)
+
+    def _report(self, times: list[RankTimes], tell: Callable[[str], None]) -> None:
+        slowest = slowest_rank(times)
+        if not is_slow(times, self._factor):
+            self._named, self._num_reports = None, 0
+            return
+        if slowest != self._named:
+            self._named, self._num_reports = slowest, 0
+        if self._num_reports % REPEAT_AFTER == 0:
+            tell(describe(times, self._hosts))
+        self._num_reports += 1
+
+
+class NullStragglers(Stragglers):
+    """With one rank there is nothing to compare."""
+
+    def __init__(self) -> None:
+        """No hooks."""
+
+    def begin_step(self) -> None:
+        """Nothing."""
+
+    def sync_read_and_reset(
+        self, data_wait_ms: float, tell: Callable[[str], None]
+    ) -> dict[str, float]:
+        """Nothing."""
+        del data_wait_ms, tell
+        return {}
+
+
+def sync_build_stragglers(factor: float, world: World, *, first_sync: FirstSync) -> Stragglers:
+    """The comparison of the ranks; with one rank, one that does nothing. All ranks must call it."""
+    if world.size == 1:
+        return NullStragglers()
+    hosts = sync_host_names(world)
+    return Stragglers(world, hosts=hosts, factor=factor, first_sync=first_sync)
+
+
+def slowest_rank(times: list[RankTimes]) -> int:
+    """The rank that needs longest until the first collective."""
+    return max(range(len(times)), key=lambda rank: times[rank].first_sync_ms)
+
+
+def median_of(times: list[RankTimes]) -> RankTimes:
+    """Each number's median over the ranks; the lower one of two, so that of two ranks the faster
+    is the measure."""
+    return RankTimes(
+        statistics.median_low(rank.first_sync_ms for rank in times),
+        statistics.median_low(rank.data_wait_ms for rank in times),
+    )
+
+
+def is_slow(times: list[RankTimes], factor: float) -> bool:
+    """Whether the slowest rank is worth naming."""
+    slowest = times[slowest_rank(times)].first_sync_ms
+    median = median_of(times).first_sync_ms
+    return slowest > factor * median and slowest > median + LEAST_EXCESS_MS
+
+
+def scalars_of(times: list[RankTimes]) -> dict[str, float]:
+    """What is recorded."""
+    return {
+        "stragglers/slowest_rank": slowest_rank(times),
+        "stragglers/first_sync_ms_max": max(rank.first_sync_ms for rank in times),
+        "stragglers/first_sync_ms_median": median_of(times).first_sync_ms,
+        "stragglers/data_wait_ms_max": max(rank.data_wait_ms for rank in times),
+    }
+
+
+def describe(times: list[RankTimes], hosts: tuple[str, ...]) -> str:
+    """The slowest rank in words, and whether its data or its computation is slow."""
+    rank, median = slowest_rank(times), median_of(times)
+    slow = times[rank]
+    excess_ms = slow.first_sync_ms - median.first_sync_ms
+    waits = slow.data_wait_ms - median.data_wait_ms > excess_ms / 2
+    what = "waiting for data" if waits else "computation"
+    return (
+        f"slow: {describe_ranks([rank], hosts)} takes {slow.first_sync_ms:.0f} ms a step until it "
+        f"first meets the others, the median rank {median.first_sync_ms:.0f} ms; it is the "
+        f"{what} (data: {slow.data_wait_ms:.0f} ms, median {median.data_wait_ms:.0f} ms)"
+    )
+
+
+class _Clock(Protocol):
+    def mark(self) -> Any: ...
+
+    def elapsed_ms(self, begin: Any, end: Any) -> float: ...
+
+
+class _HostClock:
+    """For CPUs, which have computed when the host goes on."""
+
+    def mark(self) -> Any:
+        """Now."""
+        return time.perf_counter()
+
+    def elapsed_ms(self, begin: Any, end: Any) -> float:
+        """Between two marks."""
+        return 1e3 * float(end - begin)
+
+
+class _DeviceClock:
+    """For GPUs: the time at which the current stream comes to the mark."""
+
+    def mark(self) -> Any:
+        """Here in the stream. Does not wait."""
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event
+
+    def elapsed_ms(self, begin: Any, end: Any) -> float:
+        """Between two marks; waits until the second is reached."""
+        end.synchronize()
+        return float(begin.elapsed_time(end))

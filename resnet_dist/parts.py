@@ -1,0 +1,204 @@
+"""From a config to everything that the loop works with: one function a part.
+
+Owns the translation of settings into constructor arguments; the order in which things are built is
+`train.py`'s.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+
+from resnet_dist import dist
+from resnet_dist.checkpoint.manager import CheckpointManager
+from resnet_dist.checkpoint.saver import BackgroundSaver, NullSaver, Saver
+from resnet_dist.config import Config, TrainConfig
+from resnet_dist.data.build import (
+    EvalLoader,
+    TrainLoader,
+    build_eval_loader,
+    build_train_loader,
+)
+from resnet_dist.data.transforms import to_uint8
+from resnet_dist.dist import World
+from resnet_dist.faults.guards import sync_build_guards
+from resnet_dist.faults.loss_record import LossRecord
+from resnet_dist.faults.non_finite import NonFiniteGuard
+from resnet_dist.faults.stop import StopSignal
+from resnet_dist.faults.watchdog import Watchdog
+from resnet_dist.inputs import Inputs
+from resnet_dist.loop import Cadence, Parts
+from resnet_dist.metrics.meters import TrainMeter
+from resnet_dist.metrics.recorder import Recorder, build_recorder
+from resnet_dist.metrics.throughput import Throughput
+from resnet_dist.models.build import build_model
+from resnet_dist.models.wrap import first_synchronised, warm_up_buckets, wrap_model
+from resnet_dist.optim.build import build_optimizer
+from resnet_dist.optim.ema import WeightAverage
+from resnet_dist.optim.schedules import build_momentum_schedule, build_schedule
+from resnet_dist.plan import BatchPlan, plan_batches
+from resnet_dist.resume import describe_next
+from resnet_dist.run_folder import run_folder
+from resnet_dist.state import TrainState
+from resnet_dist.step import StepSettings
+
+AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def plan_of(config: Config, world: World) -> BatchPlan:
+    """The split of the global batch among the ranks."""
+    return plan_batches(
+        config.train.global_batch_size,
+        world.size,
+        max_micro_batch_size=config.train.max_micro_batch_size,
+        accumulation_steps=config.train.accumulation_steps,
+    )
+
+
+def build_state(config: Config, inputs: Inputs, world: World) -> TrainState:
+    """A run at step 0, on the device."""
+    model = build_model(config.model, num_classes=inputs.num_classes, seed=config.seed)
+    memory_format = torch.channels_last if config.train.channels_last else torch.contiguous_format
+    model = model.to(world.device, memory_format=memory_format)  # type: ignore[call-overload]
+    decay = config.train.ema_decay
+    average = WeightAverage(model, decay) if decay is not None else None
+    return TrainState(
+        model=model,
+        optimizer=build_optimizer(config.optim, model),
+        scaler=torch.amp.GradScaler(world.device.type, enabled=config.train.precision == "float16"),
+        average=average,
+        meter=TrainMeter(world.device),
+        guard=NonFiniteGuard(model),
+        losses=LossRecord(),
+    )
+
+
+def build_parts(
+    config: Config,
+    state: TrainState,
+    inputs: Inputs,
+    plan: BatchPlan,
+    watchdog: Watchdog,
+    *,
+    world: World,
+    identity: dict[str, Any],
+) -> Parts:
+    """Everything that the loop works with."""
+    train = config.train
+    cadence = cadence_of(config, len(inputs.train))
+    network = wrap_model(state.model, train=train, dist=config.dist, world=world)
+    first = first_synchronised(state.model, train=train)
+    warm_up_buckets(network, train=train, size=config.data.train_size, device=world.device)
+    recorder, saver = build_records(config, state, inputs, world)
+    return Parts(
+        network=network,
+        train_loader=train_loader(config, inputs, plan, world),
+        eval_loader=watchdog.watch_evaluation(eval_loader(config, inputs, world)),
+        settings=step_settings(train, plan),
+        cadence=cadence,
+        lr_of=build_schedule(
+            config.schedule,
+            lr=config.optim.lr,
+            steps_per_epoch=cadence.steps_per_epoch,
+            num_steps=cadence.num_steps,
+        ),
+        momentum_of=build_momentum_schedule(config.schedule, num_steps=cadence.num_steps),
+        recorder=recorder,
+        saver=saver,
+        throughput=Throughput(world.device, global_batch_size=train.global_batch_size),
+        stop=StopSignal(world),
+        guards=sync_build_guards(
+            config, state.model, state.optimizer, world=world, watchdog=watchdog, first_sync=first
+        ),
+        world=world,
+        identity=identity,
+        to_picture=partial(to_uint8, data=inputs.data),
+    )
+
+
+def build_records(
+    config: Config, state: TrainState, inputs: Inputs, world: World
+) -> tuple[Recorder, Saver]:
+    """What writes into the run folder from `state.step` on; nothing on ranks but the main one."""
+    folder = run_folder(config.run)
+    cadence = cadence_of(config, len(inputs.train))
+    recorder = build_recorder(
+        config.log,
+        run_dir=folder,
+        is_main=world.is_main,
+        resume_step=state.step,
+        num_steps=cadence.num_steps,
+        steps_per_epoch=cadence.steps_per_epoch,
+    )
+    if not world.is_main:
+        return recorder, NullSaver()
+    saver = BackgroundSaver(
+        CheckpointManager(folder / "checkpoints", config.checkpoint),
+        device=world.device,
+        max_failures=config.checkpoint.max_failures,
+        flush_records=recorder.flush,
+        describe_next=partial(describe_next, config, inputs),
+        tell=recorder.message,
+    )
+    return recorder, saver
+
+
+def cadence_of(config: Config, num_samples: int) -> Cadence:
+    """What is due when."""
+    steps_per_epoch = num_samples // config.train.global_batch_size
+    num_steps = steps_per_epoch * config.train.epochs
+    return Cadence(
+        steps_per_epoch=steps_per_epoch,
+        num_steps=num_steps,
+        stop_step=min(num_steps, config.train.max_steps or num_steps),
+        ema_every_steps=config.train.ema_every_steps,
+        log=config.log,
+        eval=config.eval,
+        checkpoint=config.checkpoint,
+        faults=config.faults,
+    )
+
+
+def step_settings(train: TrainConfig, plan: BatchPlan) -> StepSettings:
+    """What a step computes."""
+    return StepSettings(
+        accumulation_steps=plan.accumulation_steps,
+        gradient_scale=plan.world_size / train.global_batch_size,
+        autocast_dtype=AUTOCAST[train.precision],
+        label_smoothing=train.label_smoothing,
+        clip_grad_norm=train.clip_grad_norm,
+        clip_grad_value=train.clip_grad_value,
+    )
+
+
+def train_loader(config: Config, inputs: Inputs, plan: BatchPlan, world: World) -> TrainLoader:
+    """The loader of the training split."""
+    return build_train_loader(
+        inputs.data,
+        inputs.train,
+        plan=plan,
+        seed=config.seed,
+        rank=world.rank,
+        device=world.device,
+        num_workers=num_workers(config, world),
+    )
+
+
+def eval_loader(config: Config, inputs: Inputs, world: World) -> EvalLoader:
+    """The loader of the validation split."""
+    return build_eval_loader(
+        inputs.data,
+        inputs.val,
+        batch_size=config.eval.batch_size,
+        rank=world.rank,
+        world_size=world.size,
+        device=world.device,
+        num_workers=num_workers(config, world),
+    )
+
+
+def num_workers(config: Config, world: World) -> int:
+    """Loader workers of this rank."""
+    return config.data.num_workers or dist.threads_per_rank(world.local_size)
