@@ -197,7 +197,7 @@ def _show_first(batches: Iterator[Batch], state: TrainState, parts: Parts) -> It
 def sync_save(state: TrainState, parts: Parts, *, is_best: bool) -> None:
     """Begin to save this step. All ranks must call it; rank 0 writes, in the background."""
     parts.guards.watchdog.beat(state.step, Phase.CHECKPOINT)
-    sync_broadcast_(list(state.model.buffers()), parts.world)
+    sync_broadcast_(state.guard.buffers, parts.world)
     saved = state.sync_state_dict(lambda tensor: sync_sum_(tensor, parts.world))
     parts.saver.save({**saved, **parts.identity}, step=state.step, is_best=is_best)
 

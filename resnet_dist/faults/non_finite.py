@@ -49,6 +49,11 @@ class NonFiniteGuard:
         self._firsts = torch.full((2,), -1, dtype=torch.int64, device=device)
         self._own_loss_is_bad = torch.zeros((), dtype=torch.bool, device=device)
 
+    @property
+    def buffers(self) -> list[Tensor]:
+        """All buffers of the model in two tensors at most, to be sent in two pieces."""
+        return self._flat
+
     def begin(self) -> None:
         """Before the step's first forward pass."""
         for saved, flat in zip(self._saved, self._flat, strict=True):
