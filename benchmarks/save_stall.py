@@ -41,7 +41,6 @@ from resnet_dist.train import configure_torch
 
 SETTINGS = [
     "data.loader=synthetic",
-    "model.name=resnet50",
     "train.precision=float32",
     "train.global_batch_size=32",
     "train.ema_decay=0.999",
@@ -134,7 +133,9 @@ def main() -> None:
     rank, size, *_ = dist.launched_ranks()
     with tempfile.TemporaryDirectory() as folder:
         run_dir = Path(folder) / "run"
-        config = load_config([], [*SETTINGS, f"run.dir={run_dir}", *args.overrides]).config
+        config = load_config(
+            ["resnet50"], [*SETTINGS, f"run.dir={run_dir}", *args.overrides]
+        ).config
         seconds, blocked = measure(config, pairs=args.pairs, every=args.every)
     if rank:
         sys.exit()
