@@ -151,12 +151,9 @@ def sync_attempt(world: World, function: Callable[[], T]) -> T:
         if world.size == 1:
             raise
         message = str(error)
-    if world.size > 1:
-        messages: list[str | None] = [None] * world.size
-        dist.all_gather_object(messages, message)
-        failed = [text for text in messages if text is not None]
-        if failed:
-            raise AgreedError("\n".join(dict.fromkeys(failed)))
+    failed = [text for text in sync_gather_objects(message, world) if text is not None]
+    if failed:
+        raise AgreedError("\n".join(dict.fromkeys(failed)))
     return result  # type: ignore[return-value]
 
 

@@ -76,7 +76,6 @@ def sync_go_back(
 
     Raises GuardError with the diagnosis if there is none.
     """
-
     _sync_set_aside(checkpoints, world)
     try:
         loaded = sync_load(checkpoints, "required", world)

@@ -16,15 +16,10 @@ from typing import Any
 
 import torch
 
-from resnet_dist.selftest import differences
+from resnet_dist.selftest import SMALL_NETWORK, differences
 
 TINY = [
-    "model.name=resnet18",
-    "model.width=8",
-    "model.stem=cifar",
-    "data.train_size=24",
-    "data.eval_size=24",
-    "data.eval_resize_size=28",
+    *SMALL_NETWORK,
     "data.crop_scale=[0.3,1.0]",
     "train.precision=float32",
     "train.global_batch_size=26",

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import socket
 
-import torch.distributed as dist
-
-from resnet_dist.dist import World
+from resnet_dist.dist import World, sync_gather_objects
 
 
 def sync_host_names(world: World) -> tuple[str, ...]:
     """The host name of each rank, in their order. All ranks must call it."""
-    names: list[str] = [socket.gethostname()] * world.size
-    if world.size > 1:
-        dist.all_gather_object(names, names[0])
-    return tuple(names)
+    return tuple(sync_gather_objects(socket.gethostname(), world))
 
 
 def describe_ranks(ranks: list[int], hosts: tuple[str, ...]) -> str:

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from resnet_dist.dist import World
+from resnet_dist.dist import World, sync_gather_objects
 from resnet_dist.errors import GuardError
 from resnet_dist.faults.hosts import describe_ranks, sync_host_names
 
@@ -69,8 +69,7 @@ def sync_check_replicas(
     highest, inverted_lowest = extremes.tolist()
     if highest == ~inverted_lowest:
         return
-    everyone: list[dict[str, int]] = [{}] * world.size
-    dist.all_gather_object(everyone, dict(zip(tensors, hashes.tolist(), strict=True)))
+    everyone = sync_gather_objects(dict(zip(tensors, hashes.tolist(), strict=True)), world)
     raise ReplicaError(_describe(find_odd(everyone), step, sync_host_names(world)))
 
 
