@@ -242,5 +242,6 @@ def describe(resolved: Resolved) -> str:
         text = yaml.safe_dump(value, default_flow_style=True, width=1000)
         text = text.removesuffix("\n").removesuffix("\n...").strip()
         lines.append((f"{'  ' + leaf if dot else key}: {text}", resolved.sources[key]))
-    width = max(len(text) for text, _ in lines if len(text) < 60) + 2
-    return "\n".join(f"{text:<{width}}# {note}" if note else text for text, note in lines)
+    width = max(len(text) for text, _ in lines if len(text) < 60) + 1
+    # The blank before # is YAML's: without it the note would be part of a long value.
+    return "\n".join(f"{text:<{width}} # {note}" if note else text for text, note in lines)

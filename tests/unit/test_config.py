@@ -124,10 +124,15 @@ def test_print_config_shows_every_value_and_its_origin() -> None:
         assert re.search(rf"^ *{path.rpartition('.')[2]}: .*# ", text, re.M), path
 
 
-def test_described_config_reads_back_equal(tmp_path: Path) -> None:
-    resolved = load_config(["cifar10_resnet9"], ["run.dir=/x y", "train.max_steps=3"])
+@pytest.mark.parametrize(
+    "run_dir",
+    ["runs/a", "a folder: with # odd - names", *(f"/scratch/{'x' * n}" for n in range(20, 90))],
+)
+def test_described_config_reads_back_equal(tmp_path: Path, run_dir: str) -> None:
+    resolved = load_config(["resnet50"], ["seed=3", f"run.dir='{run_dir}'"])
     path = write(tmp_path / "config.yaml", describe(resolved))
     assert load_config([path]).config == resolved.config
+    assert resolved.config.run.dir == run_dir
 
 
 def test_exact_differences_ignore_what_does_not_change_the_mathematics() -> None:
