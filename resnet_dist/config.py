@@ -487,6 +487,8 @@ class LogConfig:
 class DistConfig:
     """The process group."""
 
+    device: Literal["auto", "cuda", "cpu"] = _free("auto")
+    """auto: a GPU for each rank where there are any; cuda: refuse to train on CPUs."""
     timeout_s: float = _free(600.0)
     """A collective that takes longer ends the run (so that it can be restarted), seconds."""
     bucket_cap_mb: float = _free(25.0)

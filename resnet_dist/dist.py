@@ -27,7 +27,10 @@ _LAUNCH_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 FLIGHT_RECORDER_FOLDER = "flight_recorder"
 """In the run folder; the file of a rank is `rank_<rank>`, for torch's `fr_trace`."""
 
-_JOB_VARIABLE = "TORCHELASTIC_RUN_ID"
+_ELASTIC_VARIABLE = "TORCHELASTIC_RUN_ID"
+JOB_VARIABLE = "RESNET_DIST_JOB"
+"""Environment variable: what all starts of one job have in common, where a launcher gives each of
+them a rendezvous id of its own."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,11 @@ def launched_ranks() -> tuple[int, int, int, int]:
 
 
 def elastic_job() -> str | None:
-    """What all processes of one `torchrun --rdzv-id`, restarted ones too, have in common."""
-    job = os.environ.get(_JOB_VARIABLE)
+    """What all processes of one job, restarted ones too, have in common: RESNET_DIST_JOB, or the
+    `--rdzv-id` of torchrun."""
+    if JOB_VARIABLE in os.environ:
+        return os.environ[JOB_VARIABLE]
+    job = os.environ.get(_ELASTIC_VARIABLE)
     return None if job == "none" else job  # "none" is torchrun's default, so any job's
 
 
@@ -74,7 +80,7 @@ def start(config: DistConfig, run_folder: Path | None = None) -> World:
     record of the last ones in `run_folder`, if that is given.
     Raises UserError if the world is not of the size that the config insists on.
     """
-    if _JOB_VARIABLE in os.environ:
+    if _ELASTIC_VARIABLE in os.environ:
         die_with_parent()
     rank, size, local_rank, local_size = launched_ranks()
     if config.world_size is not None and size != config.world_size:
@@ -83,7 +89,12 @@ def start(config: DistConfig, run_folder: Path | None = None) -> World:
             f"many as that, or set dist.world_size=null"
         )
     device = torch.device("cpu")
-    if torch.cuda.is_available():
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "dist.device ('cuda'): torch sees no GPU here; check the driver (nvidia-smi) and "
+            "CUDA_VISIBLE_DEVICES, or set dist.device=auto"
+        )
+    if config.device != "cpu" and torch.cuda.is_available():
         if local_rank >= torch.cuda.device_count():
             raise UserError(
                 f"--nproc_per_node ({local_size}): more processes than the "

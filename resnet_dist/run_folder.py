@@ -20,6 +20,9 @@ from resnet_dist.config_load import Resolved, describe
 from resnet_dist.durable import replace_file
 from resnet_dist.errors import UserError
 
+REVISION_FILE = "revision.txt"
+"""In a copy of this package: the git revision that it was copied from."""
+
 _PACKAGES = ("torch", "torchvision", "nvidia-dali-cuda130", "numpy", "omegaconf", "resnet_dist")
 
 
@@ -52,21 +55,30 @@ def prepare_run_folder(folder: Path, *, needed_bytes: int) -> None:
 
 
 @functools.cache
-def versions() -> dict[str, str]:
-    """Versions of what computes, and the revision of the source tree where there is one."""
+def package_versions() -> dict[str, str]:
+    """Versions of what computes."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             found[package] = "not installed"
-    found["git"] = _git_revision()
     return found
 
 
+@functools.cache
+def versions() -> dict[str, str]:
+    """Versions of what computes, and the revision of the source tree where there is one."""
+    return {**package_versions(), "git": _git_revision()}
+
+
 def _git_revision() -> str:
+    package = Path(__file__).parent
+    if (package / REVISION_FILE).exists():
+        return (package / REVISION_FILE).read_text().strip()
+
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        command = ["git", "-C", str(package), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
@@ -84,7 +96,20 @@ def write_facts(folder: Path, resolved: Resolved, facts: dict[str, Any]) -> None
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "host": socket.gethostname(),
         "command": sys.argv,
+        "launch": _launch_id(),
         **facts,
     }
     with (folder / "starts.jsonl").open("a") as file:
         file.write(json.dumps(start) + "\n")
+
+
+def write_end(folder: Path, outcome: str, facts: dict[str, Any]) -> None:
+    """Append how this start ended (`finished`, `limited`, `stopped`) to ends.jsonl."""
+    end = {"time": time.time(), "outcome": outcome, "launch": _launch_id(), **facts}
+    with (folder / "ends.jsonl").open("a") as file:
+        file.write(json.dumps(end) + "\n")
+
+
+def _launch_id() -> str | None:
+    """The id of torchrun's rendezvous, by which a launcher knows its starts."""
+    return os.environ.get("TORCHELASTIC_RUN_ID")

@@ -14,6 +14,7 @@ from contextlib import closing
 from dataclasses import replace
 
 import torch
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler, record
 
 from resnet_dist import dist, divergence, summary
 from resnet_dist.checkpoint.lock import sync_own_run_folder
@@ -24,7 +25,7 @@ from resnet_dist.data.build import start_loader_server
 from resnet_dist.dist import World
 from resnet_dist.errors import AgreedError, UserError
 from resnet_dist.evaluate import sync_evaluate
-from resnet_dist.faults.stop import STOPPED_EXIT_CODE, stop_at_once_on_signals
+from resnet_dist.faults.stop import stop_at_once_on_signals, stopped_exit_code
 from resnet_dist.faults.watchdog import sync_build_watchdog
 from resnet_dist.inputs import Inputs, sync_open_inputs
 from resnet_dist.loop import Outcome, Parts, fit
@@ -33,18 +34,26 @@ from resnet_dist.parts import (
     build_parts,
     build_records,
     build_state,
+    cadence_of,
     eval_loader,
     plan_of,
 )
 from resnet_dist.plan import BatchPlan
+from resnet_dist.preflight import sync_preflight
 from resnet_dist.resume import identity_of, sync_restore
-from resnet_dist.run_folder import prepare_run_folder, run_folder, versions, write_facts
+from resnet_dist.run_folder import (
+    prepare_run_folder,
+    run_folder,
+    versions,
+    write_end,
+    write_facts,
+)
 from resnet_dist.state import TrainState
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run. Returns 0: finished; 2: bad input, and 70: a guard stopped it (a sentence on stderr);
-    75: stopped by a signal, to be continued."""
+    75: stopped by a signal, to be continued (or RESNET_DIST_STOPPED_EXIT_CODE)."""
     rank = int(os.environ.get("RANK", "0"))
     stop_at_once_on_signals()
     try:
@@ -75,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(resolved: Resolved, world: World) -> int:
     """Build everything, then train or only evaluate. Returns the exit code."""
     config = resolved.config
+    sync_preflight(world)
     configure_torch(config.train, world)
     start_loader_server(config.data, world.device)
     inputs = sync_open_inputs(config, world)
@@ -95,7 +105,7 @@ def run(resolved: Resolved, world: World) -> int:
     watchdog = sync_build_watchdog(config.faults.watchdog_s, folder, world)
     with sync_own_run_folder(folder, world, config.dist.timeout_s), watchdog:
         loaded = restore()
-        dist.sync_attempt(world, lambda: prepare_run(resolved, state, checkpoints, world))
+        dist.sync_attempt(world, lambda: prepare_run(resolved, state, checkpoints, inputs, world))
         if world.is_main:
             opening = summary.opening_lines(config, inputs, loaded, world)
             print("\n".join(opening), flush=True)
@@ -122,8 +132,11 @@ def train(
         diagnosis = divergence.sync_diagnose(state, config, inputs, plan, world)
         raise divergence.sync_give_up(checkpoints, diagnosis, world)
     if world.is_main:
-        summary.closing_report(config, run_folder(config.run), outcome, state.step)
-    return STOPPED_EXIT_CODE if outcome is Outcome.STOPPED else 0
+        folder = run_folder(config.run)
+        summary.closing_report(config, folder, outcome, state.step)
+        why = parts.stop.reason if outcome is Outcome.STOPPED else None
+        write_end(folder, outcome.value, {"step": state.step, "reason": why})
+    return stopped_exit_code() if outcome is Outcome.STOPPED else 0
 
 
 def fit_and_close(state: TrainState, parts: Parts) -> Outcome:
@@ -138,7 +151,11 @@ def fit_and_close(state: TrainState, parts: Parts) -> Outcome:
 
 
 def prepare_run(
-    resolved: Resolved, state: TrainState, checkpoints: CheckpointManager, world: World
+    resolved: Resolved,
+    state: TrainState,
+    checkpoints: CheckpointManager,
+    inputs: Inputs,
+    world: World,
 ) -> None:
     """On rank 0: see that the run folder has room; write what is known before the first step."""
     if not world.is_main:
@@ -148,7 +165,12 @@ def prepare_run(
     missing = resolved.config.checkpoint.keep_last + 1 - len(checkpoints.steps())
     prepare_run_folder(folder, needed_bytes=state.num_bytes * max(missing, 1))
     checkpoints.open()
-    facts = {"world_size": world.size, "step": state.step, "versions": versions()}
+    facts = {
+        "world_size": world.size,
+        "step": state.step,
+        "num_steps": cadence_of(resolved.config, len(inputs.train)).stop_step,
+        "versions": versions(),
+    }
     write_facts(folder, resolved, facts)
 
 
@@ -176,6 +198,7 @@ def evaluate_only(config: Config, state: TrainState, inputs: Inputs, world: Worl
 
 
 def _report(error: UserError, *, speaks: bool) -> int:
+    get_error_handler().record_exception(error)  # for torchrun's summary, on every rank
     if speaks:
         print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
         sys.stderr.flush()
@@ -183,4 +206,4 @@ def _report(error: UserError, *, speaks: bool) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(record(main)())

@@ -22,6 +22,10 @@ from resnet_dist.errors import GuardError
 STOPPED_EXIT_CODE = 75
 """Exit code for "stopped, to be continued" (EX_TEMPFAIL of sysexits.h)."""
 
+STOPPED_CODE_VARIABLE = "RESNET_DIST_STOPPED_EXIT_CODE"
+"""Environment variable that replaces that code. 0 for a launcher that asked for the stop: torchrun
+starts workers again that end with any other code."""
+
 STALLED_EXIT_CODE = GuardError.exit_code
 """Exit code of a rank that got no further, as of every run that a guard ended (EX_SOFTWARE).
 Started again, it goes on from its newest checkpoint."""
@@ -37,17 +41,24 @@ SLOW_STOP_S = 20.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
+def stopped_exit_code() -> int:
+    """STOPPED_EXIT_CODE, or what the environment says instead."""
+    return int(os.environ.get(STOPPED_CODE_VARIABLE) or STOPPED_EXIT_CODE)
+
+
 def stop_at_once_on_signals() -> None:
     """Before training begins nothing can be lost: leave with the code of a stopped run.
 
     Main thread only. `StopSignal` takes over while training, and gives the signals back to this.
     """
 
+    code = stopped_exit_code()
+
     def leave(number: int, frame: FrameType | None) -> None:
         del frame
         text = f"stopped by {signal.Signals(number).name} while not training; nothing is lost\n"
         os.write(2, text.encode())
-        os._exit(STOPPED_EXIT_CODE)
+        os._exit(code)
 
     for number in _SIGNALS:
         signal.signal(number, leave)
@@ -62,6 +73,7 @@ class StopSignal:
         self._received_at: float | None = None
         self._agreed_at = self._agreed_age = 0.0
         self._agreed_signal = 0
+        self._is_agreed = False
         self._previous: dict[signal.Signals, Any] = {}
         self._next_check = 0
         self._last_step = 0
@@ -73,9 +85,11 @@ class StopSignal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Give them back."""
+        """Give them back; but where the ranks have agreed to stop, and the process is about to end
+        by itself, only SIGINT can hurry it."""
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            is_ending = self._is_agreed and number != signal.SIGINT
+            signal.signal(number, signal.SIG_IGN if is_ending else handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame
@@ -114,7 +128,8 @@ class StopSignal:
         self._next_check = step + max(1, int(AGREEMENT_INTERVAL_S / max(slowest, 1e-6)))
         self._last_step, self._last_time = step, now
         self._agreed_at, self._agreed_age, self._agreed_signal = now, oldest, int(number)
-        return bool(requested)
+        self._is_agreed = bool(requested)
+        return self._is_agreed
 
     @property
     def reason(self) -> str:

@@ -17,7 +17,7 @@ LEVELS = [
     {"config_load", "dist"},
     {"data", "models", "optim", "metrics", "checkpoint", "faults"},
     {"state", "step", "run_folder", "inputs", "report"},
-    {"evaluate", "resume"},
+    {"evaluate", "preflight", "resume"},
     {"loop", "divergence"},
     {"parts", "summary"},
     {"train"},
