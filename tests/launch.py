@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -169,6 +170,14 @@ def free_port() -> int:
 def records(run_dir: Path) -> list[dict[str, Any]]:
     """The run's scalar records, as they are in the file."""
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def records_so_far(run_dir: Path) -> list[dict[str, Any]]:
+    """The records of a run that is being written; a last line in the making is left out."""
+    with contextlib.suppress(FileNotFoundError):
+        whole = (run_dir / "metrics.jsonl").read_text().rpartition("\n")[0]
+        return [json.loads(line) for line in whole.splitlines()]
+    return []
 
 
 def losses(run_dir: Path) -> list[float]:

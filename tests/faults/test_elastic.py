@@ -4,7 +4,6 @@ undisturbed one. One torchrun agent a host, hosts with networks of their own, on
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import subprocess
 import sys
@@ -12,13 +11,13 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.faults import traced
 from tests.faults.hosts import INTERFACE, Host, network, reason_to_skip, wait_until
-from tests.launch import TINY, losses, records, torchrun
+from tests.faults.traced import samples_by_step, trace
+from tests.launch import TINY, losses, records, records_so_far, torchrun
 
 pytestmark = [pytest.mark.usefixtures("can_make_hosts"), pytest.mark.timeout(420)]
 
@@ -159,33 +158,6 @@ class Job:
         except TimeoutError as error:
             raise AssertionError(f"{error}\n{self.output()}") from None
         return min(found) - since
-
-
-def records_so_far(run_dir: Path) -> list[dict[str, Any]]:
-    """The records of a run that is being written; a last line in the making is left out."""
-    with contextlib.suppress(FileNotFoundError):
-        whole = (run_dir / "metrics.jsonl").read_text().rpartition("\n")[0]
-        return [json.loads(line) for line in whole.splitlines()]
-    return []
-
-
-def trace(folder: Path) -> list[dict[str, Any]]:
-    """What the steps of all processes consumed, process by process in the order of their starts."""
-    texts = [path.read_text().rpartition("\n")[0] for path in sorted(folder.glob("trace/*"))]
-    return [json.loads(line) for text in texts for line in text.splitlines()]
-
-
-def samples_by_step(folder: Path) -> dict[int, list[int]]:
-    """The samples of each step when it was done for the last time, over all ranks."""
-    lines = sorted(trace(folder), key=lambda line: float(line["time"]))
-    last_start = {line["step"]: line["start"] for line in lines}
-    done: dict[int, list[dict[str, Any]]] = {step: [] for step in sorted(last_start)}
-    for line in lines:
-        if line["start"] == last_start[line["step"]]:
-            done[line["step"]].append(line)
-    for step, parts in done.items():
-        assert sorted(part["rank"] for part in parts) == list(range(parts[0]["world_size"])), step
-    return {step: sorted(i for part in parts for i in part["ids"]) for step, parts in done.items()}
 
 
 def assert_as_undisturbed(folder: Path, undisturbed: Path) -> None:

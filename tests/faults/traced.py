@@ -49,6 +49,25 @@ def build_traced_loader(*arguments: Any, **named: Any) -> TracedLoader:
     return TracedLoader(build_train_loader(*arguments, **named))
 
 
+def trace(folder: Path) -> list[dict[str, Any]]:
+    """What the steps of all processes consumed, process by process in the order of their starts."""
+    texts = [path.read_text().rpartition("\n")[0] for path in sorted(folder.glob("trace/*"))]
+    return [json.loads(line) for text in texts for line in text.splitlines()]
+
+
+def samples_by_step(folder: Path) -> dict[int, list[int]]:
+    """The samples of each step when it was done for the last time, over all ranks."""
+    lines = sorted(trace(folder), key=lambda line: float(line["time"]))
+    last_start = {line["step"]: line["start"] for line in lines}
+    done: dict[int, list[dict[str, Any]]] = {step: [] for step in sorted(last_start)}
+    for line in lines:
+        if line["start"] == last_start[line["step"]]:
+            done[line["step"]].append(line)
+    for step, found in done.items():
+        assert sorted(each["rank"] for each in found) == list(range(found[0]["world_size"])), step
+    return {step: sorted(i for each in found for i in each["ids"]) for step, found in done.items()}
+
+
 if __name__ == "__main__":
     parts.build_train_loader = build_traced_loader
     sys.exit(train.main())

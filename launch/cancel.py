@@ -1,0 +1,98 @@
+"""`python -m launch.cancel RUN ...`: stop runs with a checkpoint, and for good.
+
+A running job is asked by a signal (SIGUSR1), so that it has the time it needs; `scancel` alone
+leaves it Slurm's KillWait (often 30 s), after which it is killed, and goes on from an older
+checkpoint when it is resumed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from launch import runs, slurm, status
+from launch.attempt import request_cancel
+from resnet_dist.errors import UserError
+
+_POLL_S = 1.0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Stop runs. Returns 0 when all have ended, 1 if one had to be killed, 2 for bad input."""
+    parser = argparse.ArgumentParser(prog="launch.cancel", description="Stop runs for good.")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or a sweep's folder")
+    parser.add_argument(
+        "--timeout", type=float, default=180.0, help="seconds to stop and save in, then scancel"
+    )
+    arguments = parser.parse_args(argv)
+    try:
+        folders = status.find_runs(arguments.runs)
+        asked = [folder for folder in folders if ask(folder)]
+        killed = [folder for folder in asked if not wait_for_end(folder, arguments.timeout)]
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    for folder in folders:
+        end = status.run_status(folder)
+        print(f"{folder}: {end.state} at step {end.progress.step}")
+    return 1 if killed else 0
+
+
+def ask(run_dir: Path) -> bool:
+    """Ask a run to stop; whether there was one to ask."""
+    job = _job(run_dir)
+    if job is not None and job.is_active:
+        request_cancel(run_dir)
+        if job.state == "RUNNING":
+            slurm.send_signal(job.job_id, "USR1")
+        else:
+            slurm.cancel(job.job_id)
+        return True
+    owner = runs.lock_owner(run_dir)
+    found = re.match(r"process (\d+) on (\S+?)(,|$)", owner or "")
+    if found and found[2] == socket.gethostname():
+        request_cancel(run_dir)
+        os.kill(int(found[1]), signal.SIGUSR1)
+        return True
+    if owner is not None:
+        raise UserError(f"run ({run_dir}): is trained by {owner}; stop it there")
+    print(f"{run_dir}: is neither queued nor running")
+    return False
+
+
+def wait_for_end(run_dir: Path, timeout_s: float) -> bool:
+    """Wait until it has ended; whether it did so in time. After that it is killed."""
+    deadline = time.monotonic() + timeout_s
+    while _is_active(run_dir):
+        if time.monotonic() > deadline:
+            job = _job(run_dir)
+            print(f"{run_dir}: has not stopped within {timeout_s:.0f} s; scancel", file=sys.stderr)
+            if job is not None and job.is_active:
+                slurm.cancel(job.job_id)
+            return False
+        time.sleep(_POLL_S)
+    return True
+
+
+def _job(run_dir: Path) -> slurm.JobState | None:
+    submitted = runs.submissions(run_dir)
+    if not submitted or submitted[-1].job_id is None:
+        return None
+    job_id = submitted[-1].job_id
+    return slurm.states([job_id])[job_id]
+
+
+def _is_active(run_dir: Path) -> bool:
+    job = _job(run_dir)
+    return job.is_active if job is not None else runs.lock_owner(run_dir) is not None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

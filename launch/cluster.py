@@ -1,0 +1,314 @@
+"""What a job asks of a cluster: one frozen dataclass, from YAML files and command-line options.
+
+Owns names, defaults and rules of the options of `python -m launch.submit`. Reads no environment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import math
+import re
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from resnet_dist.config_load import shipped_configs
+from resnet_dist.errors import UserError
+
+CONTAINER_MOUNTS_HINT = "SRC:DST[:ro]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterConfig:
+    """Resources, limits and surroundings of a job."""
+
+    nodes: int = 1
+    """Nodes; one task each, which runs torchrun."""
+    gpus_per_node: int = 0
+    """GPUs of each node, one rank each. 0: train on CPUs."""
+    ranks_per_node: int | None = None
+    """Processes of each node. None: one a GPU, or one where there are none."""
+    time: str = "24h"
+    """Time limit of one attempt: 24h, 90m, 2d12h, 30 (minutes), HH:MM:SS or D-HH:MM:SS. The run
+    itself may last longer: it is requeued at the limit."""
+    partition: str | None = None
+    """Partition, or several with commas."""
+    account: str | None = None
+    """Account that is charged."""
+    qos: str | None = None
+    """Quality of service."""
+    constraint: str | None = None
+    """Features that the nodes must have."""
+    exclude: str | None = None
+    """Nodes to leave out."""
+    nodelist: str | None = None
+    """Nodes to take."""
+    reservation: str | None = None
+    """Reservation to run in."""
+    exclusive: bool = False
+    """Share the nodes with no other job."""
+    cpus_per_gpu: int | None = None
+    """CPU cores for each rank. None: what the cluster gives by default."""
+    mem_gb_per_gpu: float | None = None
+    """Memory for each rank, GB. None: what the cluster gives by default."""
+    array_parallelism: int = 256
+    """Most runs of a sweep at a time."""
+    job_name: str | None = None
+    """Name in the queue. None: run.name."""
+    comment: str | None = None
+    """Shown by Slurm's tools."""
+    sbatch_args: dict[str, str] = field(default_factory=dict)
+    """Further options of sbatch by their long names, e.g. {mail-type: FAIL, licenses: "a:1"}."""
+    srun_args: list[str] = field(default_factory=list)
+    """Further arguments of srun, e.g. ["--mpi=none"]."""
+    setup: list[str] = field(default_factory=list)
+    """Shell commands before the job, on its first node, e.g. ["module load cuda"]."""
+    env: dict[str, str] = field(default_factory=dict)
+    """Environment variables for the job."""
+    container: str | None = None
+    """Image to run in, with what requirements.lock names; the code comes from the run folder."""
+    container_runtime: Literal["pyxis", "apptainer"] = "pyxis"
+    """pyxis: srun's --container-image (enroot); apptainer: `apptainer exec`."""
+    container_mounts: list[str] = field(default_factory=list)
+    """SRC:DST[:ro] each; the run folder is mounted in any case."""
+    python: str | None = None
+    """Python interpreter on the nodes or in the container. None: the one that submits."""
+    network_interface: str | None = None
+    """Interface for gloo and NCCL, e.g. ib0. None: they choose."""
+    signal_delay_s: int = 120
+    """Seconds before the time limit at which the run is asked to stop and save."""
+    stop_timeout_s: float = 90.0
+    """Seconds that workers may take to stop and save before torchrun is told to end them."""
+    max_restarts: int = 3
+    """Restarts of the workers by torchrun within one attempt."""
+    max_failures: int = 5
+    """Failed attempts in a row, without a step of progress, before the run is given up."""
+    rendezvous_timeout_s: int = 900
+    """How long the nodes wait for one another at a start."""
+    exclude_bad_nodes: bool = True
+    """Leave out, when requeued, nodes that the preflight found bad."""
+    preflight_timeout_s: float = 300.0
+    """How long the first node waits for the others' preflight."""
+    min_free_disk_gib: float = 1.0
+    """Free space that every node needs in the run folder and the cache folder, GiB."""
+    min_free_shm_gib: float = 0.25
+    """Free space that every node needs in /dev/shm, GiB."""
+
+    def __post_init__(self) -> None:
+        broken = []
+
+        def require(holds: bool, name: str, rule: str, remedy: str) -> None:
+            if not holds:
+                value = getattr(self, name)
+                broken.append(f"{option(name)} ({value!r}): {rule}; {remedy}")
+
+        require(self.nodes >= 1, "nodes", "must be at least 1", "give a number of nodes")
+        require(self.gpus_per_node >= 0, "gpus_per_node", "must not be negative", "0 means CPUs")
+        for name in ("ranks_per_node", "cpus_per_gpu"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, name, "must be at least 1", "leave it out")
+        require(
+            not self.gpus_per_node or self.ranks_per_node in (None, self.gpus_per_node),
+            "ranks_per_node",
+            f"must equal --gpus-per-node ({self.gpus_per_node})",
+            "a rank has one GPU; leave it out",
+        )
+        memory = self.mem_gb_per_gpu
+        require(memory is None or memory > 0, "mem_gb_per_gpu", "must be positive", "leave it out")
+        require(self.array_parallelism >= 1, "array_parallelism", "must be at least 1", "1 or more")
+        require(self.max_restarts >= 0, "max_restarts", "must not be negative", "0 means none")
+        require(self.max_failures >= 1, "max_failures", "must be at least 1", "5 is the default")
+        for name in ("signal_delay_s", "stop_timeout_s", "rendezvous_timeout_s"):
+            require(getattr(self, name) > 0, name, "must be positive", "give seconds")
+        for mount in self.container_mounts:
+            require(":" in mount, "container_mounts", f"{mount} is not {CONTAINER_MOUNTS_HINT}", "")
+        try:
+            minutes(self.time)
+        except UserError as error:
+            broken.append(str(error))
+        if broken:
+            raise UserError("\n".join(broken))
+
+    @property
+    def num_ranks_per_node(self) -> int:
+        """Processes that torchrun starts on a node."""
+        return self.ranks_per_node or max(1, self.gpus_per_node)
+
+    @property
+    def world_size(self) -> int:
+        """Ranks of the whole job."""
+        return self.nodes * self.num_ranks_per_node
+
+    @property
+    def time_min(self) -> int:
+        """The time limit in minutes, rounded up."""
+        return minutes(self.time)
+
+
+def option(name: str) -> str:
+    """The command line's spelling of a field."""
+    return "--" + name.replace("_", "-")
+
+
+_UNITS = {"d": 1440.0, "h": 60.0, "m": 1.0, "s": 1 / 60}
+
+
+def minutes(text: str) -> int:
+    """Minutes of a duration as users and Slurm write it. Raises UserError."""
+    plain = str(text).strip().lower()
+    parts = re.findall(r"(\d+(?:\.\d+)?)([dhms])", plain)
+    if plain and "".join(number + unit for number, unit in parts) == plain:
+        total = sum(float(number) * _UNITS[unit] for number, unit in parts)
+    elif re.fullmatch(r"\d+", plain):
+        total = float(plain)
+    elif match := re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+)(?::(\d+))?", plain):
+        days, first, second, third = (int(part) if part else 0 for part in match.groups())
+        if days or match[1] or match[4]:
+            total = days * 1440 + first * 60 + second + third / 60
+        else:
+            total = first + second / 60  # MM:SS, as Slurm reads it
+    else:
+        total = 0.0
+    if total <= 0:
+        raise UserError(
+            f"--time ({text}): is not a duration; write 24h, 90m, 2d12h, HH:MM:SS or D-HH:MM:SS"
+        )
+    return math.ceil(total)
+
+
+def cluster_files() -> dict[str, Path]:
+    """Names and files of the shipped cluster configs."""
+    for path in shipped_configs().values():
+        return {found.stem: found for found in (path.parent / "cluster").glob("*.yaml")}
+    return {}
+
+
+def load_cluster(
+    files: Sequence[str], options: dict[str, Any], base: dict[str, Any] | None = None
+) -> ClusterConfig:
+    """Merge files, then options, over the defaults (or over the values `base`).
+
+    Raises UserError that names every unknown key, wrong type and broken rule.
+    """
+    errors: list[str] = []
+    merged = OmegaConf.structured(ClusterConfig)
+    known = [item.name for item in dataclasses.fields(ClusterConfig)]
+    sources: list[tuple[str, dict[str, Any]]] = [("submission", base or {})]
+    sources += [(name, _read(name)) for name in files] + [("command line", options)]
+    for source, values in sources:
+        for key, value in values.items():
+            if key not in known:
+                near = difflib.get_close_matches(str(key), known, n=1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                errors.append(f"{key} (from {source}): unknown key{hint}")
+                continue
+            try:
+                merged = OmegaConf.merge(merged, {key: value})
+            except OmegaConfBaseException as error:
+                errors.append(f"{key} ({value!r}, from {source}): {str(error).splitlines()[0]}")
+    if errors:
+        raise UserError("\n".join(errors))
+    config = OmegaConf.to_object(merged)
+    assert isinstance(config, ClusterConfig)
+    return config
+
+
+def _read(name: str) -> dict[str, Any]:
+    path, shipped = Path(name).expanduser(), cluster_files()
+    if not path.is_file():
+        if name not in shipped:
+            raise UserError(
+                f"--cluster ({name}): no such file, and no shipped cluster config of that name; "
+                f"shipped: {', '.join(sorted(shipped))}"
+            )
+        path = shipped[name]
+    try:
+        loaded = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--cluster ({path}): cannot be read as YAML: {error}") from error
+    if not isinstance(loaded or {}, dict):
+        raise UserError(f"--cluster ({path}): must hold keys such as `partition:`, not a list")
+    return dict(loaded or {})
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """One option for each field; those that are not given leave no trace."""
+    group = parser.add_argument_group("cluster", "what the job asks for; --cluster FILE holds sets")
+    docs = _field_docs()
+    hints = typing.get_type_hints(ClusterConfig)
+    for item in dataclasses.fields(ClusterConfig):
+        kind = _plain(hints[item.name])
+        names = [option(item.name)]
+        help_text = docs.get(item.name, "").replace("%", "%%")
+        common: dict[str, Any] = {
+            "dest": item.name,
+            "default": argparse.SUPPRESS,
+            "help": help_text,
+        }
+        if kind is bool:
+            parser_kind: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
+        elif typing.get_origin(kind) is list:
+            parser_kind = {"action": "append", "metavar": "VALUE"}
+        elif typing.get_origin(kind) is dict:
+            parser_kind = {"action": _KeyValue, "metavar": "NAME=VALUE"}
+        else:
+            parser_kind = {"metavar": "VALUE"}
+        group.add_argument(*names, **common, **parser_kind)
+
+
+class _KeyValue(argparse.Action):
+    """Collects NAME=VALUE arguments into a dict."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        name, separator, value = str(values).partition("=")
+        if not separator:
+            parser.error(f"{option_string} ({values}): is not of the form NAME=VALUE")
+        setattr(namespace, self.dest, {**getattr(namespace, self.dest, {}), name: value})
+
+
+def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The cluster options that were on the command line."""
+    known = {item.name for item in dataclasses.fields(ClusterConfig)}
+    return {name: value for name, value in vars(arguments).items() if name in known}
+
+
+def _plain(hint: Any) -> Any:
+    """A type without its `| None`."""
+    if isinstance(hint, types.UnionType):
+        return next(part for part in typing.get_args(hint) if part is not type(None))
+    return hint
+
+
+def _field_docs() -> dict[str, str]:
+    """The docstring under each field, by its name."""
+    import ast
+    import inspect
+
+    try:
+        body = ast.parse(inspect.getsource(ClusterConfig)).body[0]
+    except (OSError, SyntaxError):  # installed without sources
+        return {}
+    assert isinstance(body, ast.ClassDef)
+    docs: dict[str, str] = {}
+    name = ""
+    for node in body.body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            name = node.target.id
+        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            docs[name] = " ".join(str(node.value.value).split())
+    return docs

@@ -1,0 +1,252 @@
+"""After an attempt: is the run done, is it to be requeued, is it to be given up?
+
+    python -m launch.epilogue RUN_DIR --submission N --code C [--max-failures K] [--exclude-bad]
+
+The last command of the batch script, on the job's first node. Reads what the tasks wrote down, says
+in `attempts/NAME/end.json` how the attempt ended and why, and requeues. Uses the standard library
+only, so that it runs outside the job's container.
+
+A signal of Slurm's that ends the job (SIGTERM) leaves the decision to Slurm: it requeues what it
+preempted or what an operator requeued, and not what was cancelled. Only a reached time limit, after
+which Slurm would not, is requeued here in any case.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launch import slurm
+from launch.attempt import (
+    AttemptName,
+    attempts,
+    events,
+    is_cancelled,
+    newest_attempt,
+    notes,
+    read_json,
+    read_lines,
+    write_json,
+)
+
+FINISHED, STOPPED, CANCELLED, FAILED, REFUSED = (
+    "finished",
+    "stopped",
+    "cancelled",
+    "failed",
+    "refused",
+)
+_BAD_INPUT_CODE = 2
+_EXCLUDE_S = 20.0
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How an attempt ended, and what follows."""
+
+    outcome: str
+    """finished, stopped, cancelled, failed, or refused (bad input: it would fail again)."""
+    reason: str
+    is_requeued: bool
+    """Whether it is to be requeued by us."""
+    exclude: tuple[str, ...] = ()
+    """Nodes to leave out next time."""
+
+    @property
+    def code(self) -> int:
+        """Exit code of the batch script."""
+        return {FINISHED: 0, STOPPED: 0, CANCELLED: 0, FAILED: 1, REFUSED: _BAD_INPUT_CODE}[
+            self.outcome
+        ]
+
+
+def judge(
+    run_dir: Path, name: AttemptName, launch_id: str, *, code: int, max_failures: int
+) -> Ending:
+    """From the notes of an attempt whose tasks have all ended, srun with `code`."""
+    ends = [line for line in read_lines(run_dir / "ends.jsonl") if line.get("launch") == launch_id]
+    outcome = ends[-1]["outcome"] if ends else None
+    if outcome in ("finished", "limited"):
+        return Ending(FINISHED, f"finished at step {ends[-1]['step']}", False)
+    if is_cancelled(run_dir):
+        return Ending(CANCELLED, "stopped by the user (launch.cancel)", False)
+    verdict = read_json(run_dir / "attempts" / str(name) / "preflight.json") or {"problems": []}
+    failure = _failure(run_dir, name, code=code, problems=verdict["problems"])
+    if failure is None:
+        stop = _stop(run_dir, name, was_asked=outcome == "stopped")
+        if stop is not None:
+            return stop
+        failure = "torchrun ended well, but the training did not say so"
+    if any(line.get("exit_code") == _BAD_INPUT_CODE for line in events(run_dir, name, "failure")):
+        return Ending(REFUSED, failure, False)
+    in_a_row = 1 + failures_in_a_row(run_dir, before=name, step=newest_step(run_dir))
+    if in_a_row >= max_failures:
+        text = f"{failure}; given up after {in_a_row} failures in a row without a step of progress"
+        return Ending(FAILED, text, False)
+    bad = dict.fromkeys(str(problem["host"]) for problem in verdict["problems"])
+    return Ending(FAILED, failure, True, tuple(host for host in bad if host))
+
+
+def _stop(run_dir: Path, name: AttemptName, *, was_asked: bool) -> Ending | None:
+    """The attempt was stopped; None if it ended well without having said why."""
+    signals = events(run_dir, name, "signal")
+    kinds = {str(line["signal"]) for line in signals}
+    if "SIGUSR2" in kinds:
+        first = next(line for line in signals if line["signal"] == "SIGUSR2")
+        left = first.get("left_s")
+        # Slurm's own granularity is half a minute.
+        is_limit = left is not None and left <= _signal_delay_s(run_dir, name) + 60
+        what = "the time limit was near" if is_limit else "preempted"
+        # Cancelled by Slurm with a warning is requeued by Slurm; a reached limit is not.
+        return Ending(STOPPED, f"{what} (SIGUSR2)", is_limit or "SIGTERM" not in kinds)
+    if "SIGTERM" in kinds:
+        text = "Slurm ended it (SIGTERM): cancelled, preempted, or requeued by an operator"
+        return Ending(STOPPED, text, False)
+    if kinds or was_asked:
+        what = ", ".join(sorted(kinds)) or "a signal to a worker"
+        return Ending(STOPPED, f"stopped by {what}", True)
+    return None
+
+
+def _signal_delay_s(run_dir: Path, name: AttemptName) -> float:
+    path = run_dir / "submissions" / f"{name.submission:03d}" / "submission.json"
+    submission = read_json(path) or {}
+    return float(submission.get("cluster", {}).get("signal_delay_s", 120))
+
+
+def _failure(
+    run_dir: Path, name: AttemptName, *, code: int, problems: list[dict[str, str]]
+) -> str | None:
+    """What went wrong first, in words; None if nothing did."""
+    if problems:
+        return "preflight: " + "; ".join(f"{line['host']}: {line['what']}" for line in problems)
+    by_node = notes(run_dir, name)
+    if not by_node:
+        return f"srun ended with code {code} before any node began"
+    terms = [line["time"] for line in events(run_dir, name, "signal") if _is_end(line)]
+    first_term = min(terms, default=float("inf"))
+    failed = [line for line in events(run_dir, name, "end") if line["code"] != 0]
+    failed = [line for line in failed if line["time"] < first_term + 1]
+    if failed:
+        return _words_of(run_dir, name, failed[0])
+    for lines in by_node.values():
+        kinds = {line["event"] for line in lines}
+        if "end" not in kinds and not any(_is_end(line) for line in lines):
+            return f"the task on {lines[0]['host']} ended without a word (killed, or its node lost)"
+    if code != 0 and not terms:
+        return f"srun ended with code {code}"
+    return None
+
+
+def _is_end(line: dict[str, Any]) -> bool:
+    return bool(line["event"] == "signal" and line["signal"] == "SIGTERM")
+
+
+def _words_of(run_dir: Path, name: AttemptName, end: dict[str, Any]) -> str:
+    """Why a node's torchrun failed."""
+    if end["code"] < 0:
+        number = -int(end["code"])
+        return f"torchrun on {end['host']} was killed by {signal.Signals(number).name}"
+    failures = events(run_dir, name, "failure")
+    # Ranks that lost their peers fail with them: the first that said something, not the first.
+    for line in sorted(failures, key=lambda line: line["exit_code"] < 0):
+        words = str(line["message"]).splitlines()
+        return f"rank {line['rank']} on {line['host']}: {words[-1] if words else ''}".strip()
+    return f"torchrun on {end['host']} ended with code {end['code']}"
+
+
+def failures_in_a_row(run_dir: Path, *, before: AttemptName, step: int) -> int:
+    """Attempts just before this one that failed at the same newest checkpoint."""
+    count = 0
+    for name in reversed([name for name in attempts(run_dir) if name < before]):
+        end = read_json(run_dir / "attempts" / str(name) / "end.json")
+        if end is None:
+            continue  # its node was lost: no failure of the run's
+        if end["outcome"] != FAILED or end["step"] < step:
+            break
+        count += 1
+    return count
+
+
+def newest_step(run_dir: Path) -> int:
+    """Of the checkpoints; 0 without any."""
+    names = [path.stem.removeprefix("step_") for path in run_dir.glob("checkpoints/step_*.pt")]
+    return max((int(name) for name in names if name.isdigit()), default=0)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Judge, write down, requeue. Returns the exit code of the batch script."""
+    parser = argparse.ArgumentParser(prog="launch.epilogue", description=__doc__.splitlines()[0])
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--submission", type=int, required=True)
+    parser.add_argument("--code", type=int, required=True, help="srun's exit code")
+    parser.add_argument("--max-failures", type=int, default=5)
+    parser.add_argument("--exclude-bad", action="store_true")
+    arguments = parser.parse_args(argv)
+    # Requeuing ends this script too, and that is all right, but only when it is done.
+    for number in (signal.SIGTERM, signal.SIGCONT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    job_id = os.environ["SLURM_JOB_ID"]
+    name = AttemptName(arguments.submission, int(os.environ.get("SLURM_RESTART_COUNT") or 0))
+    run_dir: Path = arguments.run_dir
+    newest = newest_attempt(run_dir)
+    if newest is not None and newest > name:
+        print(f"attempt {name}: {newest} has taken over", flush=True)
+        return 0
+    ending = judge(
+        run_dir,
+        name,
+        f"{job_id}.{name}",
+        code=arguments.code,
+        max_failures=arguments.max_failures,
+    )
+    exclude = ending.exclude if arguments.exclude_bad else ()
+    write_end(run_dir, name, ending, exclude)
+    follows = "requeued" if ending.is_requeued else "not requeued by this script"
+    print(f"attempt {name}: {ending.outcome}: {ending.reason}; {follows}", flush=True)
+    if ending.is_requeued:
+        requeue(job_id, exclude)
+    return ending.code
+
+
+def write_end(run_dir: Path, name: AttemptName, ending: Ending, exclude: Sequence[str]) -> None:
+    """Write down how an attempt ended, for `launch.status` and for the next one's epilogue."""
+    content = {
+        "outcome": ending.outcome,
+        "reason": ending.reason,
+        "is_requeued": ending.is_requeued,
+        "excluded": list(exclude),
+        "step": newest_step(run_dir),
+        "time": time.time(),
+    }
+    folder = run_dir / "attempts" / str(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "end.json", content)
+
+
+def requeue(job_id: str, exclude: Sequence[str]) -> None:
+    """Have Slurm run the job again, without the nodes `exclude`."""
+    avoided = slurm.excluded(job_id) if exclude else []
+    try:
+        slurm.requeue(job_id)
+    except slurm.SlurmError as error:
+        print(f"requeue: {error}", file=sys.stderr, flush=True)  # it is pending already
+    # Only a pending job can be told to avoid nodes.
+    deadline = time.monotonic() + _EXCLUDE_S
+    while exclude and time.monotonic() < deadline:
+        try:
+            slurm.exclude(job_id, sorted({*avoided, *exclude}))
+            return
+        except slurm.SlurmError:
+            time.sleep(0.3)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,160 @@
+"""From a `ClusterConfig` to sbatch's script, by way of submitit."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from submitit.core.core import Job
+from submitit.core.utils import DelayedSubmission, JobPaths
+from submitit.slurm.slurm import SlurmExecutor, SlurmJob, _make_sbatch_string
+
+from launch.cluster import ClusterConfig
+from launch.job import TrainJob
+
+NEVER = 1_000_000
+"""For submitit's count of reached time limits, which takes every short job for one."""
+
+
+def parameters(
+    cluster: ClusterConfig, *, name: str, code: Path, epilogue: str, mounts: Sequence[str] = ()
+) -> dict[str, Any]:
+    """submitit's parameters. `epilogue`: a shell command that reads srun's exit code in `$code`."""
+    ranks = cluster.num_ranks_per_node
+    cpus = cluster.cpus_per_gpu * ranks if cluster.cpus_per_gpu else None
+    memory = f"{_megabytes(cluster.mem_gb_per_gpu * ranks)}MB" if cluster.mem_gb_per_gpu else None
+    further: dict[str, Any] = {
+        "requeue": True,
+        # `python -m` puts the working directory first on its path: let that be the snapshot.
+        "chdir": str(code),
+        "reservation": cluster.reservation,
+        "open-mode": "append",
+        **cluster.sbatch_args,
+    }
+    srun_args = ["--kill-on-bad-exit=1"]
+    if cpus:
+        srun_args.append(f"--cpus-per-task={cpus}")  # since Slurm 22.05 srun does not inherit it
+    all_mounts = [*mounts, *cluster.container_mounts]
+    if cluster.container and cluster.container_runtime == "pyxis":
+        srun_args += [f"--container-image={cluster.container}", f"--container-workdir={code}"]
+        srun_args.append("--container-mounts=" + ",".join(all_mounts))
+    values: dict[str, Any] = {
+        "job_name": cluster.job_name or name,
+        "partition": cluster.partition,
+        "time": cluster.time_min,
+        "nodes": cluster.nodes,
+        "ntasks_per_node": 1,
+        "cpus_per_task": cpus,
+        "gpus_per_node": cluster.gpus_per_node or None,
+        "qos": cluster.qos,
+        "mem": memory,
+        "signal_delay_s": cluster.signal_delay_s,
+        "comment": cluster.comment,
+        "constraint": cluster.constraint,
+        "exclude": cluster.exclude,
+        "account": cluster.account,
+        "nodelist": cluster.nodelist,
+        "exclusive": cluster.exclusive or None,
+        "array_parallelism": cluster.array_parallelism,
+        "stderr_to_stdout": True,
+        "srun_args": [*srun_args, *cluster.srun_args],
+        "additional_parameters": {k: v for k, v in further.items() if v is not None},
+        "setup": _setup(cluster, code),
+        "teardown": ["code=$?", epilogue],
+    }
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _setup(cluster: ClusterConfig, code: Path) -> list[str]:
+    return [
+        # Without a handler bash dies of it, and Slurm takes the job for ended while its tasks still
+        # save. This one is run when srun has ended.
+        "trap : TERM USR1 USR2",
+        *(f"export {key}={shlex.quote(value)}" for key, value in cluster.env.items()),
+        *cluster.setup,
+        f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}",
+    ]
+
+
+def _megabytes(gigabytes: float) -> int:
+    return round(gigabytes * 1024)
+
+
+def python_command(cluster: ClusterConfig, mounts: Sequence[str]) -> str:
+    """The shell words that start Python in a task."""
+    python = shlex.quote(cluster.python or sys.executable)
+    if cluster.container is None or cluster.container_runtime == "pyxis":
+        return python
+    words = ["apptainer", "exec", *(["--nv"] if cluster.gpus_per_node else [])]
+    for mount in [*mounts, *cluster.container_mounts]:
+        words += ["--bind", mount]
+    return f"{shlex.join([*words, cluster.container])} {python}"
+
+
+def epilogue_command(cluster: ClusterConfig, run_dirs: Sequence[Path], number: int) -> str:
+    """The shell command after srun. In an array each element has a run folder of its own."""
+    # In a container there are none of Slurm's commands, and outside perhaps none of our packages.
+    python = "python3" if cluster.container else shlex.quote(cluster.python or sys.executable)
+    if len(run_dirs) == 1:
+        folder, lines = shlex.quote(str(run_dirs[0])), ""
+    else:
+        quoted = " ".join(shlex.quote(str(path)) for path in run_dirs)
+        folder, lines = '"${run_dirs[$SLURM_ARRAY_TASK_ID]}"', f"run_dirs=({quoted})\n"
+    flags = f"--submission {number} --code $code --max-failures {cluster.max_failures}"
+    if cluster.exclude_bad_nodes:
+        flags += " --exclude-bad"
+    return f"{lines}exec {python} -m launch.epilogue {folder} {flags}"
+
+
+class Executor(SlurmExecutor):
+    """submitit's executor; arrays keep the chosen Python, which submitit forgets."""
+
+    def _internal_process_submissions(
+        self, delayed_submissions: list[DelayedSubmission]
+    ) -> list[Job[Any]]:
+        if len(delayed_submissions) == 1:
+            return super()._internal_process_submissions(delayed_submissions)
+        folder = JobPaths.get_first_id_independent_folder(self.folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        pickles = []
+        for delayed in delayed_submissions:
+            delayed.set_timeout(self.parameters["time"], self.max_num_timeout)
+            pickles.append(folder / f"{uuid.uuid4().hex}.pkl")
+            delayed.dump(pickles[-1])
+        self.parameters["map_count"] = len(pickles)
+        first = self._submit_command(self._submitit_command_str)
+        tasks = list(range(first.num_tasks))
+        jobs: list[Job[Any]] = []
+        for i, path in enumerate(pickles):
+            job: SlurmJob[Any] = SlurmJob(
+                folder=self.folder, job_id=f"{first.job_id}_{i}", tasks=tasks
+            )
+            job.paths.move_temporary_file(path, "submitted_pickle")
+            jobs.append(job)
+        return jobs
+
+
+def script(folder: Path, values: dict[str, Any], python: str, *, count: int = 1) -> str:
+    """The text that would be submitted."""
+    command = f"{python} -u -m submitit.core._submit {shlex.quote(str(folder))}"
+    array: dict[str, Any] = {"map_count": count} if count > 1 else {}
+    return str(_make_sbatch_string(command=command, folder=folder, **values, **array))
+
+
+def submit(
+    folder: Path, values: dict[str, Any], python: str, jobs: Sequence[TrainJob]
+) -> list[str]:
+    """Submit one job, or several as an array. Returns their numbers."""
+    executor = Executor(folder, max_num_timeout=NEVER, python=python)
+    executor.update_parameters(**values)
+    # Tasks inherit what the environment of sbatch has: not our own variables.
+    for name in ("SLURM_JOB_ID", "SLURM_NODEID", "SLURM_RESTART_COUNT"):
+        os.environ.pop(name, None)
+    with executor.batch():
+        submitted = [executor.submit(job) for job in jobs]
+    return [str(job.job_id) for job in submitted]
