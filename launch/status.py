@@ -24,6 +24,7 @@ from launch.attempt import (
     events,
     is_cancelled,
     newest_attempt,
+    notes,
     read_json,
     read_lines,
 )
@@ -128,13 +129,12 @@ def attempt_rows(
         starts = events(run_dir, name, "start")
         end = read_json(run_dir / "attempts" / str(name) / "end.json")
         is_current = name == newest and job is not None and job.state in ("RUNNING", "COMPLETING")
-        outcome, reason = ("running", "") if is_current else ("lost", "")
+        outcome, reason = ("running", "") if is_current else _without_end(run_dir, name)
         if end is not None:
             outcome, reason = str(end["outcome"]), str(end["reason"])
         if outcome == "lost" or "SIGTERM" in reason:
             words = _word_of_slurm(job_ids.get(name.submission), name, histories)
-            lost = "left no word; its nodes or its batch script were killed"
-            reason = f"{reason or lost}{f' (Slurm: {words})' if words else ''}"
+            reason += f" (Slurm: {words})" if words else ""
         num_starts, why = _restarts(run_dir, name, starts)
         rows.append(
             AttemptRow(
@@ -150,6 +150,21 @@ def attempt_rows(
             )
         )
     return rows
+
+
+def _without_end(run_dir: Path, name: AttemptName) -> tuple[str, str]:
+    """Outcome and reason of an attempt whose batch script was killed before it could judge."""
+    told: list[str] = []
+    silent: list[str] = []
+    for lines in notes(run_dir, name).values():
+        is_told = any(line["event"] in ("signal", "end") for line in lines)
+        (told if is_told else silent).append(str(lines[0]["host"]))
+    if told and silent:
+        return "lost", f"{', '.join(silent)} left no word, and was lost or killed"
+    if told:
+        kinds = sorted({str(line["signal"]) for line in events(run_dir, name, "signal")})
+        return "stopped", f"{', '.join(kinds)}, and killed before it could say how it ended"
+    return "lost", "left no word; its nodes or its batch script were killed"
 
 
 def _word_of_slurm(

@@ -153,7 +153,7 @@ class Cluster:
         return next(machine for machine in self.nodes if machine.name == name)
 
     def run(
-        self, *command: str | Path, check: bool = True, timeout_s: float = 120, **variables: str
+        self, *command: str | Path, check: bool = True, timeout_s: float = 300, **variables: str
     ) -> subprocess.CompletedProcess[str]:
         """A command on the head, in the source tree."""
         ended = subprocess.run(

@@ -91,7 +91,7 @@ def submit(
 ) -> Submitted:
     """Submit the small run. `slow_s`: how long to sleep in each step, so that things can happen in
     the middle of it. What its steps consume is noted below `run_dir`."""
-    (run_dir / "trace").mkdir(parents=True)
+    (run_dir / "trace").mkdir(parents=True, exist_ok=True)
     environment = [f"--env={traced.VARIABLE}={run_dir / 'trace'}"]
     if slow_s:
         environment.append(f"--env=RESNET_DIST_FAILPOINT=step.begin@1-=sleep:{slow_s}")

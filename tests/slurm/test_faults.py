@@ -138,7 +138,7 @@ def test_a_worker_and_then_an_agent_is_killed(
     """torchrun starts workers again within the attempt; without torchrun Slurm starts the job."""
     run = start()
     at = time.time()
-    slurm.node("node2").kill("tests.faults.traced .*--config")
+    slurm.node("node2").kill(r"^\S+ -u -m tests.faults.traced ")
     wait_until(lambda: len(_starts(run)) == 2, what="workers start again", timeout_s=90)
     print(f"\nslurm: a worker killed: {_starts(run)[-1]['time'] - at:.1f} s until it trains")
     run.wait_for_step(run.step() + 2)
@@ -148,7 +148,7 @@ def test_a_worker_and_then_an_agent_is_killed(
     assert "exitcode: -9" in str(status["attempts"][0]["restart_reasons"])
 
     at, step = time.time(), run.step()
-    slurm.node("node2").kill("launch.agent")
+    slurm.node("node2").kill(r"^\S+ -u -m launch.agent ")
     run.wait_for_restart(1)
     wait_until(lambda: len(_starts(run)) == 3, what="the job starts again", timeout_s=90)
     print(
@@ -179,7 +179,7 @@ def lose_power(slurm: Cluster, start: Start, reference: Reference, number: int, 
     first, second = run.hosts()
     assert name in first
     assert name not in second
-    assert run.reasons()[0].startswith("lost: left no word"), run.reasons()
+    assert run.reasons()[0].startswith(f"lost: {name} left no word"), run.reasons()
     assert_bit_for_bit(run, reference(2))
 
 
@@ -233,7 +233,7 @@ def test_a_bad_node_is_named_and_left_out(
     assert first["outcome"] == "failed"
     assert first["reason"] == f"preflight: node2: {run_root / 'train'}: is empty"
     assert first["excluded"] == ["node2"]
-    assert second["hosts"] == ["node1", "node3"]
+    assert "node2" not in second["hosts"]
     assert_bit_for_bit(run, reference(2))
 
 

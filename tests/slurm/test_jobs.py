@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.launch import losses, torchrun
-from tests.slurm.cluster import GPUS_PER_NODE, Cluster
+from tests.slurm.cluster import GPUS_PER_NODE, ROOT, Cluster
 from tests.slurm.submitted import (
     NUM_STEPS,
     SETTINGS,
@@ -226,3 +227,48 @@ def test_the_default_data_set_on_two_nodes(slurm: Cluster, tmp_path: Path) -> No
     local = [*settings, f"run.dir={tmp_path / 'local'}", "log.progress=lines"]
     slurm.run(*torchrun(4, local), timeout_s=800, GLOO_SOCKET_IFNAME="lo")
     assert losses(run.run_dir) == pytest.approx(losses(tmp_path / "local"), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_the_script_of_the_manual(
+    slurm: Cluster, tmp_path: Path, run_root: Path, reference: Reference
+) -> None:
+    """Without the launcher: requeued in the middle, stopped, and sent again with the launcher."""
+    run_dir = tmp_path / "run"
+    (run_dir / "trace").mkdir(parents=True)
+    manual = (ROOT / "docs" / "slurm.md").read_text()
+    script = manual.partition("```bash\n")[2].partition("```")[0]
+    settings = " ".join(f"'{word}'" for word in [*SETTINGS, f"data.root={run_root}"])
+    for old, new in {
+        "#SBATCH --gpus-per-node=8\n": "",
+        "/shared/runs/a": str(run_dir),
+        "--nproc-per-node=8": "--nproc-per-node=1",
+        "exec torchrun": f"exec {Path(sys.executable).parent / 'torchrun'}",
+        "resnet_dist.train": "tests.faults.traced",
+        "--config resnet50 data.root=/data/imagenet": settings,
+        "dist.timeout_s=120": "dist.timeout_s=20",
+    }.items():
+        assert old in script, old
+        script = script.replace(old, new)
+    path = tmp_path / "job.sh"
+    path.write_text(script)
+    job_id = slurm.run(
+        "sbatch",
+        "--parsable",
+        path,
+        RESNET_DIST_TEST_TRACE=str(run_dir / "trace"),
+        RESNET_DIST_FAILPOINT="step.begin@1-=sleep:0.7",
+    ).stdout.strip()
+    run = Submitted(slurm, run_dir, job_id)
+    run.wait_for_step(3)
+    slurm.run("scontrol", "requeue", job_id)
+    run.wait_for_restart(1)
+    at = run.step()
+    run.wait_for_step(at + 2)
+    slurm.run("scancel", job_id)
+    run.wait_for_end("CANCELLED")
+    ends = [json.loads(line) for line in (run_dir / "ends.jsonl").read_text().splitlines()]
+    assert [end["outcome"] for end in ends] == ["stopped", "stopped"]
+    run = submit(slurm, run_dir, run_root, "--nodes=2")
+    run.wait_for_end()
+    assert_bit_for_bit(run, reference(2))
