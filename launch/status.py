@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import shutil
 import sys
 import time
@@ -39,7 +40,8 @@ class AttemptRow:
     """Seconds since 1970."""
     hosts: list[str]
     outcome: str
-    """finished, stopped, cancelled, failed, refused; lost: it left no word; running."""
+    """finished, stopped, cancelled, failed, refused; lost: it left no word; running; unknown: no
+    word yet, and Slurm could not be asked."""
     reason: str
     restarts: int
     """Of the workers by torchrun."""
@@ -120,15 +122,14 @@ def attempt_rows(
 ) -> list[AttemptRow]:
     """All attempts, oldest first."""
     names = attempts(run_dir)
-    newest = newest_attempt(run_dir)
+    current, newest = _current(run_dir, submitted, job), newest_attempt(run_dir)
     job_ids = {submission.number: submission.job_id for submission in submitted}
     histories: dict[str, list[slurm.JobState]] = {}
     rows = []
     for name in names:
         starts = events(run_dir, name, "start")
         end = read_json(run_dir / "attempts" / str(name) / "end.json")
-        is_current = name == newest and job is not None and job.state in ("RUNNING", "COMPLETING")
-        outcome, reason = ("running", "") if is_current else ("lost", "")
+        outcome, reason = (current, "") if name == newest else ("lost", "")
         if end is not None:
             outcome, reason = str(end["outcome"]), str(end["reason"])
         if outcome == "lost" or "SIGTERM" in reason:
@@ -150,6 +151,17 @@ def attempt_rows(
             )
         )
     return rows
+
+
+def _current(
+    run_dir: Path, submitted: Sequence[runs.Submission], job: slurm.JobState | None
+) -> str:
+    """What the newest attempt does if it has not said how it ended."""
+    if job is not None:
+        return "running" if job.state in ("RUNNING", "COMPLETING", "SUSPENDED") else "lost"
+    if runs.lock_owner(run_dir) is not None:
+        return "running"
+    return "unknown" if submitted and submitted[-1].job_id is not None else "lost"
 
 
 def _word_of_slurm(
@@ -263,7 +275,11 @@ def as_json(folder: Path) -> dict[str, Any]:
     status = run_status(folder)
     content = dataclasses.asdict(status)
     content["run_dir"] = str(status.run_dir)
-    content["progress"]["left_s"] = status.progress.left_s
+    progress = {**content["progress"], "left_s": status.progress.left_s}
+    content["progress"] = {  # JSON has no NaN
+        key: str(value) if value is not None and not math.isfinite(value) else value
+        for key, value in progress.items()
+    }
     content["num_restarts"] = status.num_restarts
     return content
 

@@ -7,6 +7,7 @@ import ast
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,14 @@ def test_launch_imports_only_what_needs_no_torch(path: Path) -> None:
 @pytest.mark.parametrize("name", sorted(TORCH_FREE))
 def test_the_shared_modules_exist(name: str) -> None:
     assert (ROOT / "resnet_dist" / f"{name}.py").exists()
+
+
+def test_every_config_is_installed() -> None:
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert setuptools["package-dir"]["resnet_dist.configs"] == "configs"
+    patterns = setuptools["package-data"]["resnet_dist.configs"]
+    shipped = {path for pattern in patterns for path in (ROOT / "configs").glob(pattern)}
+    assert shipped == set((ROOT / "configs").rglob("*.yaml"))
 
 
 def python(*words: str, cwd: Path = ROOT, **environment: str) -> str:

@@ -5,7 +5,6 @@ The real ones are asked in tests/slurm.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -13,40 +12,12 @@ import pytest
 from launch import slurm
 from launch.slurm import JobState, Partition, SlurmError
 from resnet_dist.errors import UserError
-
-
-class MockSlurm:
-    """A folder on PATH with shell scripts in the place of Slurm's commands."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.calls = folder / "calls"
-        self.calls.touch()
-
-    def answers(self, command: str, out: str = "", *, err: str = "", code: int = 0) -> None:
-        """From now on `command` prints this."""
-        self.script(command, f"cat <<'END'\n{out}\nEND\ncat >&2 <<'END'\n{err}\nEND\nexit {code}")
-
-    def script(self, command: str, body: str) -> None:
-        path = self.folder / command
-        path.write_text(f'#!/bin/sh\necho {command} "$@" >> {self.calls}\n{body}\n')
-        path.chmod(0o755)
-
-    def called(self) -> list[str]:
-        return self.calls.read_text().splitlines()
+from tests.unit.mock_slurm import MockSlurm, mock_slurm
 
 
 @pytest.fixture
 def mock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MockSlurm:
-    folder = tmp_path / "mock_slurm"
-    folder.mkdir()
-    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-    made = MockSlurm(folder)
-    gone = "slurm_load_jobs error: Invalid job id specified"
-    made.answers("squeue", err=gone, code=1)
-    made.answers("scontrol", err=gone, code=1)
-    made.answers("sacct", err="Slurm accounting storage is disabled", code=1)
-    return made
+    return mock_slurm(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(
