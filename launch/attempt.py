@@ -146,7 +146,7 @@ def events(run_dir: Path, name: AttemptName, event: str) -> list[dict[str, Any]]
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a JSON lines file; an end in the making is left out."""
     try:
-        whole = path.read_text().rpartition("\n")[0]
+        whole = path.read_text(errors="replace").rpartition("\n")[0]
     except OSError:
         return []
     found = []

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
-import math
 import re
 import types
 import typing
@@ -21,6 +20,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from launch.duration import minutes
 from resnet_dist.config_load import shipped_configs
 from resnet_dist.errors import UserError
 
@@ -38,8 +38,8 @@ class ClusterConfig:
     ranks_per_node: int | None = None
     """Processes of each node. None: one a GPU, or one where there are none."""
     time: str = "24h"
-    """Time limit of one attempt: 24h, 90m, 2d12h, 30 (minutes), HH:MM:SS or D-HH:MM:SS. The run
-    itself may last longer: it is requeued at the limit."""
+    """Time limit of one attempt: 24h, 90m, 2d12h, 30 (minutes), HH:MM:SS, D-HH or D-HH:MM:SS. The
+    run itself may last longer: it is requeued at the limit."""
     partition: str | None = None
     """Partition, or several with commas."""
     account: str | None = None
@@ -127,12 +127,23 @@ class ClusterConfig:
         require(self.array_parallelism >= 1, "array_parallelism", "must be at least 1", "1 or more")
         require(self.max_restarts >= 0, "max_restarts", "must not be negative", "0 means none")
         require(self.max_failures >= 1, "max_failures", "must be at least 1", "5 is the default")
-        for name in ("signal_delay_s", "stop_timeout_s", "rendezvous_timeout_s"):
+        for name in _SECONDS:
             require(getattr(self, name) > 0, name, "must be positive", "give seconds")
+        for name in ("min_free_disk_gib", "min_free_shm_gib"):
+            require(getattr(self, name) >= 0, name, "must not be negative", "0 means any")
+        for variable in self.env:
+            is_name = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", variable) is not None
+            require(is_name, "env", f"{variable!r} is no name of a variable", "give NAME=VALUE")
         for mount in self.container_mounts:
             require(":" in mount, "container_mounts", f"{mount} is not {CONTAINER_MOUNTS_HINT}", "")
         try:
-            minutes(self.time)
+            # At once told to stop, it would be requeued again and again without a step done.
+            require(
+                self.signal_delay_s < minutes(self.time) * 60,
+                "signal_delay_s",
+                f"must be less than --time ({self.time})",
+                "give more time, or a shorter delay",
+            )
         except UserError as error:
             broken.append(str(error))
         if broken:
@@ -159,30 +170,7 @@ def option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-_UNITS = {"d": 1440.0, "h": 60.0, "m": 1.0, "s": 1 / 60}
-
-
-def minutes(text: str) -> int:
-    """Minutes of a duration as users and Slurm write it. Raises UserError."""
-    plain = str(text).strip().lower()
-    parts = re.findall(r"(\d+(?:\.\d+)?)([dhms])", plain)
-    if plain and "".join(number + unit for number, unit in parts) == plain:
-        total = sum(float(number) * _UNITS[unit] for number, unit in parts)
-    elif re.fullmatch(r"\d+", plain):
-        total = float(plain)
-    elif match := re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+)(?::(\d+))?", plain):
-        days, first, second, third = (int(part) if part else 0 for part in match.groups())
-        if days or match[1] or match[4]:
-            total = days * 1440 + first * 60 + second + third / 60
-        else:
-            total = first + second / 60  # MM:SS, as Slurm reads it
-    else:
-        total = 0.0
-    if total <= 0:
-        raise UserError(
-            f"--time ({text}): is not a duration; write 24h, 90m, 2d12h, HH:MM:SS or D-HH:MM:SS"
-        )
-    return math.ceil(total)
+_SECONDS = ("signal_delay_s", "stop_timeout_s", "rendezvous_timeout_s", "preflight_timeout_s")
 
 
 def cluster_files() -> dict[str, Path]:
@@ -212,14 +200,38 @@ def load_cluster(
                 errors.append(f"{key} (from {source}): unknown key{hint}")
                 continue
             try:
-                merged = OmegaConf.merge(merged, {key: value})
-            except OmegaConfBaseException as error:
+                merged = OmegaConf.merge(merged, {key: _literal(value)})
+            except (OmegaConfBaseException, TypeError) as error:
                 errors.append(f"{key} ({value!r}, from {source}): {str(error).splitlines()[0]}")
     if errors:
         raise UserError("\n".join(errors))
     config = OmegaConf.to_object(merged)
     assert isinstance(config, ClusterConfig)
     return config
+
+
+def _literal(value: Any) -> Any:
+    """The same value with each `${` escaped: it is the shell's, not OmegaConf's."""
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + "\\${", value)
+    if isinstance(value, list):
+        return [_literal(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _literal(item) for key, item in value.items()}
+    return value
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's integers: `24:00:00` is a text, not 86400, and `0123` no octal number."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [each for each in resolvers if each[0] != "tag:yaml.org,2002:int"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"[-+]?(0|[1-9][0-9]*)$"), list("-+0123456789")
+)
 
 
 def _read(name: str) -> dict[str, Any]:
@@ -232,7 +244,7 @@ def _read(name: str) -> dict[str, Any]:
             )
         path = shipped[name]
     try:
-        loaded = yaml.safe_load(path.read_text())
+        loaded = yaml.load(path.read_text(), Loader=_Loader)
     except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
         raise UserError(f"--cluster ({path}): cannot be read as YAML: {error}") from error
     if not isinstance(loaded or {}, dict):

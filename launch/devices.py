@@ -86,6 +86,13 @@ def _resolve(gpus: Sequence[Gpu], entries: list[str]) -> tuple[list[str], list[s
 
 
 def _full_name(gpus: Sequence[Gpu], entry: str) -> str:
-    """The UUID that an entry abbreviates; MIG devices are not in the driver's list of GPUs."""
+    """The UUID that an entry abbreviates; MIG devices are not in the driver's list of GPUs.
+
+    Raises UserError for a GPU that is not there.
+    """
     matches = [gpu.uuid for gpu in gpus if gpu.uuid.startswith(entry)]
+    if entry.startswith("GPU-") and not matches:
+        raise UserError(
+            f"CUDA_VISIBLE_DEVICES names {entry}, which the driver does not show ({len(gpus)} GPUs)"
+        )
     return matches[0] if len(matches) == 1 else entry

@@ -58,6 +58,9 @@ class Ending:
     """Whether it is to be requeued by us."""
     exclude: tuple[str, ...] = ()
     """Nodes to leave out next time."""
+    is_setback: bool = False
+    """Whether it counts towards the attempts in a row after which the run is given up, unless a
+    step was done since."""
 
     @property
     def code(self) -> int:
@@ -67,37 +70,63 @@ class Ending:
         ]
 
 
+def ends_of(run_dir: Path, name: AttemptName) -> list[dict[str, Any]]:
+    """What the training said of an attempt's starts that ended by themselves, oldest first."""
+    launches = {f"{line['job_id']}.{name}" for line in events(run_dir, name, "start")}
+    return [line for line in read_lines(run_dir / "ends.jsonl") if line.get("launch") in launches]
+
+
 def judge(
-    run_dir: Path, name: AttemptName, launch_id: str, *, code: int, max_failures: int
+    run_dir: Path, name: AttemptName, *, code: int, max_failures: int, was_ended: bool = False
 ) -> Ending:
-    """From the notes of an attempt whose tasks have all ended, srun with `code`."""
-    ends = [line for line in read_lines(run_dir / "ends.jsonl") if line.get("launch") == launch_id]
-    outcome = ends[-1]["outcome"] if ends else None
-    if outcome in ("finished", "limited"):
-        return Ending(FINISHED, f"finished at step {ends[-1]['step']}", False)
+    """From the notes of an attempt whose tasks have all ended, srun with `code`. `was_ended`: the
+    batch script itself got a SIGTERM of Slurm's; tasks may have been killed before they noted it.
+    """
+    ends = ends_of(run_dir, name)
+    done = [line for line in ends if line["outcome"] in ("finished", "limited")]
+    if done:  # also where workers that were started again said something else afterwards
+        return Ending(FINISHED, f"finished at step {done[-1]['step']}", False)
     if is_cancelled(run_dir):
         return Ending(CANCELLED, "stopped by the user (launch.cancel)", False)
     verdict = read_json(run_dir / "attempts" / str(name) / "preflight.json") or {"problems": []}
     failure = _failure(run_dir, name, code=code, problems=verdict["problems"])
-    if failure is None:
-        stop = _stop(run_dir, name, was_asked=outcome == "stopped")
+    if failure is None or was_ended:
+        is_stopped = bool(ends) and ends[-1]["outcome"] == "stopped"
+        stop = _stop(run_dir, name, was_asked=is_stopped, was_ended=was_ended)
         if stop is not None:
-            return stop
+            return _bounded(stop, run_dir, name, max_failures)
         failure = "torchrun ended well, but the training did not say so"
     if any(line.get("exit_code") == _BAD_INPUT_CODE for line in events(run_dir, name, "failure")):
         return Ending(REFUSED, failure, False)
-    in_a_row = 1 + failures_in_a_row(run_dir, before=name, step=newest_step(run_dir))
-    if in_a_row >= max_failures:
-        text = f"{failure}; given up after {in_a_row} failures in a row without a step of progress"
-        return Ending(FAILED, text, False)
-    bad = dict.fromkeys(str(problem["host"]) for problem in verdict["problems"])
-    return Ending(FAILED, failure, True, tuple(host for host in bad if host))
+    exclude = _bad_nodes(run_dir, name, verdict["problems"])
+    ending = Ending(FAILED, failure, True, exclude, is_setback=True)
+    return _bounded(ending, run_dir, name, max_failures)
 
 
-def _stop(run_dir: Path, name: AttemptName, *, was_asked: bool) -> Ending | None:
+def _bounded(ending: Ending, run_dir: Path, name: AttemptName, max_failures: int) -> Ending:
+    """The same ending, or that the run is given up: nothing may be requeued for ever."""
+    in_a_row = 1 + setbacks_in_a_row(run_dir, before=name, step=newest_step(run_dir))
+    # The first of several attempts at the same step may have come that far; a limit is no failure.
+    least, what = (1, "failures") if ending.outcome == FAILED else (2, "attempts")
+    if not ending.is_setback or in_a_row < max(least, max_failures):
+        return ending
+    text = f"{ending.reason}; given up after {in_a_row} {what} in a row without a step of progress"
+    return Ending(FAILED, text, False)
+
+
+def _bad_nodes(run_dir: Path, name: AttemptName, problems: list[dict[str, str]]) -> tuple[str, ...]:
+    """The nodes to leave out. What all nodes of several complain of is not theirs (a data set that
+    is nowhere): leaving out one set after the other would end with a job that never starts."""
+    bad = dict.fromkeys(str(problem["host"]) for problem in problems if problem["host"])
+    starts = events(run_dir, name, "start")
+    num_nodes = len(starts[0]["hosts"]) if starts else 1
+    return () if num_nodes > 1 and len(bad) >= num_nodes else tuple(bad)
+
+
+def _stop(run_dir: Path, name: AttemptName, *, was_asked: bool, was_ended: bool) -> Ending | None:
     """The attempt was stopped; None if it ended well without having said why."""
     signals = events(run_dir, name, "signal")
-    kinds = {str(line["signal"]) for line in signals}
+    kinds = {str(line["signal"]) for line in signals} | ({"SIGTERM"} if was_ended else set())
     if "SIGUSR2" in kinds:
         first = next(line for line in signals if line["signal"] == "SIGUSR2")
         left = first.get("left_s")
@@ -105,7 +134,11 @@ def _stop(run_dir: Path, name: AttemptName, *, was_asked: bool) -> Ending | None
         is_limit = left is not None and left <= _signal_delay_s(run_dir, name) + 60
         what = "the time limit was near" if is_limit else "preempted"
         # Cancelled by Slurm with a warning is requeued by Slurm; a reached limit is not.
-        return Ending(STOPPED, f"{what} (SIGUSR2)", is_limit or "SIGTERM" not in kinds)
+        is_requeued = is_limit or "SIGTERM" not in kinds
+        return Ending(STOPPED, f"{what} (SIGUSR2)", is_requeued, is_setback=is_limit)
+    if any(_is_end(line) and _is_over(line) for line in signals):
+        text = "the time limit was reached (SIGTERM)"
+        return Ending(STOPPED, text, True, is_setback=True)
     if "SIGTERM" in kinds:
         text = "Slurm ended it (SIGTERM): cancelled, preempted, or requeued by an operator"
         return Ending(STOPPED, text, False)
@@ -130,10 +163,15 @@ def _failure(
     by_node = notes(run_dir, name)
     if not by_node:
         return f"srun ended with code {code} before any node began"
-    terms = [line["time"] for line in events(run_dir, name, "signal") if _is_end(line)]
-    first_term = min(terms, default=float("inf"))
-    failed = [line for line in events(run_dir, name, "end") if line["code"] != 0]
-    failed = [line for line in failed if line["time"] < first_term + 1]
+    terms = [line for line in events(run_dir, name, "signal") if _is_end(line)]
+    first_term = min((line["time"] for line in terms), default=float("inf"))
+    # A second for clocks that differ; a node's own clock tells without that.
+    own_term = {line["node"]: line["time"] for line in reversed(terms)}
+    failed = [
+        line
+        for line in events(run_dir, name, "end")
+        if line["code"] != 0 and line["time"] < own_term.get(line["node"], first_term + 1)
+    ]
     if failed:
         return _words_of(run_dir, name, failed[0])
     for lines in by_node.values():
@@ -149,29 +187,44 @@ def _is_end(line: dict[str, Any]) -> bool:
     return bool(line["event"] == "signal" and line["signal"] == "SIGTERM")
 
 
+def _is_over(line: dict[str, Any]) -> bool:
+    """Whether a signal came when the time limit was reached."""
+    left = line.get("left_s")
+    return left is not None and left <= 1
+
+
 def _words_of(run_dir: Path, name: AttemptName, end: dict[str, Any]) -> str:
     """Why a node's torchrun failed."""
-    if end["code"] < 0:
-        number = -int(end["code"])
-        return f"torchrun on {end['host']} was killed by {signal.Signals(number).name}"
+    code = int(end["code"])
+    if code < 0:
+        return f"torchrun on {end['host']} was killed by {_signal_name(-code)}"
+    asked = events(run_dir, name, "signal")
+    if code == 128 + signal.SIGTERM and asked:
+        return f"the training on {end['host']} did not stop in time after {asked[0]['signal']}"
     failures = events(run_dir, name, "failure")
     # Ranks that lost their peers fail with them: the first that said something, not the first.
     for line in sorted(failures, key=lambda line: line["exit_code"] < 0):
         words = str(line["message"]).splitlines()
         return f"rank {line['rank']} on {line['host']}: {words[-1] if words else ''}".strip()
-    return f"torchrun on {end['host']} ended with code {end['code']}"
+    return f"torchrun on {end['host']} ended with code {code}"
 
 
-def failures_in_a_row(run_dir: Path, *, before: AttemptName, step: int) -> int:
-    """Attempts just before this one that failed at the same newest checkpoint."""
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # most of the real-time signals
+        return f"signal {number}"
+
+
+def setbacks_in_a_row(run_dir: Path, *, before: AttemptName, step: int) -> int:
+    """Attempts of the same submission that were setbacks at the same newest checkpoint. Those that
+    were pushed aside in between, or whose node was lost, neither count nor say that it goes on."""
     count = 0
     for name in reversed([name for name in attempts(run_dir) if name < before]):
-        end = read_json(run_dir / "attempts" / str(name) / "end.json")
-        if end is None:
-            continue  # its node was lost: no failure of the run's
-        if end["outcome"] != FAILED or end["step"] < step:
+        end = read_json(run_dir / "attempts" / str(name) / "end.json") or {}
+        if name.submission != before.submission or end.get("step", step) < step:
             break
-        count += 1
+        count += bool(end.get("is_setback"))
     return count
 
 
@@ -189,6 +242,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--code", type=int, required=True, help="srun's exit code")
     parser.add_argument("--max-failures", type=int, default=5)
     parser.add_argument("--exclude-bad", action="store_true")
+    parser.add_argument("--was-ended", action="store_true", help="Slurm sent SIGTERM to the script")
     arguments = parser.parse_args(argv)
     # Requeuing ends this script too, and that is all right, but only when it is done.
     for number in (signal.SIGTERM, signal.SIGCONT, signal.SIGUSR1, signal.SIGUSR2):
@@ -203,17 +257,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     ending = judge(
         run_dir,
         name,
-        f"{job_id}.{name}",
         code=arguments.code,
         max_failures=arguments.max_failures,
+        was_ended=arguments.was_ended,
     )
     exclude = ending.exclude if arguments.exclude_bad else ()
     write_end(run_dir, name, ending, exclude)
     follows = "requeued" if ending.is_requeued else "not requeued by this script"
     print(f"attempt {name}: {ending.outcome}: {ending.reason}; {follows}", flush=True)
     if ending.is_requeued:
-        requeue(job_id, exclude)
+        requeue(_requeued_id(job_id), exclude)
     return ending.code
+
+
+def _requeued_id(job_id: str) -> str:
+    """How Slurm's commands call this job. One element of an array has the number of the array as
+    its own: by that, all elements would be requeued, those that have finished too."""
+    array, task = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
+    return f"{array}_{task}" if array and task else job_id
 
 
 def write_end(run_dir: Path, name: AttemptName, ending: Ending, exclude: Sequence[str]) -> None:
@@ -222,6 +283,7 @@ def write_end(run_dir: Path, name: AttemptName, ending: Ending, exclude: Sequenc
         "outcome": ending.outcome,
         "reason": ending.reason,
         "is_requeued": ending.is_requeued,
+        "is_setback": ending.is_setback,
         "excluded": list(exclude),
         "step": newest_step(run_dir),
         "time": time.time(),

@@ -74,7 +74,8 @@ def _setup(cluster: ClusterConfig, code: Path) -> list[str]:
     return [
         # Without a handler bash dies of it, and Slurm takes the job for ended while its tasks still
         # save. This one is run when srun has ended.
-        "trap : TERM USR1 USR2",
+        "trap ended=--was-ended TERM",
+        "trap : USR1 USR2",
         *(f"export {key}={shlex.quote(value)}" for key, value in cluster.env.items()),
         *cluster.setup,
         f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}",
@@ -105,7 +106,7 @@ def epilogue_command(cluster: ClusterConfig, run_dirs: Sequence[Path], number: i
     else:
         quoted = " ".join(shlex.quote(str(path)) for path in run_dirs)
         folder, lines = '"${run_dirs[$SLURM_ARRAY_TASK_ID]}"', f"run_dirs=({quoted})\n"
-    flags = f"--submission {number} --code $code --max-failures {cluster.max_failures}"
+    flags = f"--submission {number} --code $code --max-failures {cluster.max_failures} $ended"
     if cluster.exclude_bad_nodes:
         flags += " --exclude-bad"
     return f"{lines}exec {python} -m launch.epilogue {folder} {flags}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -20,6 +22,7 @@ class Tail:
 
     def __init__(self, path: Path, *, out: TextIO | None = None) -> None:
         self._path, self._position, self._out = path, 0, out or sys.stdout
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def skip_to_last(self, num_lines: int) -> None:
         """Start before the last lines."""
@@ -34,12 +37,14 @@ class Tail:
         """Print what is new."""
         try:
             with self._path.open("rb") as file:
+                if file.seek(0, os.SEEK_END) < self._position:  # it was begun anew
+                    self._position = 0
                 file.seek(self._position)
                 new = file.read()
         except OSError:
             return
         self._position += len(new)
-        self._out.write(new.decode(errors="replace"))
+        self._out.write(self._decoder.decode(new))
         self._out.flush()
 
 

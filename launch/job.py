@@ -161,7 +161,7 @@ def run_task(job: TrainJob, place: Place) -> int:
     problems = pass_together(
         attempt,
         findings,
-        num_nodes=len(place.hosts),
+        hosts=place.hosts,
         timeout_s=job.cluster.preflight_timeout_s,
         is_interrupted=lambda: signals.first is not None,
     )

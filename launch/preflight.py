@@ -73,9 +73,9 @@ def wants_gpus(cluster: ClusterConfig, config: Config) -> bool:
 
 def _room(folder: Path, needed_gib: float) -> list[str]:
     place = folder
-    while not place.exists() and place != place.parent:
-        place = place.parent
     try:
+        while not place.exists() and place != place.parent:
+            place = place.parent
         free = shutil.disk_usage(place).free / 2**30
     except OSError as error:
         return [f"{folder}: cannot be looked at ({error.strerror})"]
@@ -104,13 +104,15 @@ def pass_together(
     attempt: Attempt,
     findings: Findings,
     *,
-    num_nodes: int,
+    hosts: Sequence[str],
     timeout_s: float,
     is_interrupted: Callable[[], bool],
 ) -> list[dict[str, str]]:
-    """Report this node's findings, wait for the verdict over all. Returns the problems found, each
-    with its `host`; empty: go. `is_interrupted` ends the wait early, with no problems."""
-    attempt.note("preflight", problems=findings.problems, gpus=findings.gpus)
+    """Report this node's findings, wait for the verdict over all. `hosts`: the names of the job's
+    nodes in Slurm, in their order. Returns the problems found, each with its `host`; empty: go.
+    `is_interrupted` ends the wait early, with no problems."""
+    host = hosts[attempt.node]  # a machine may call itself otherwise, and Slurm not know that name
+    attempt.note("preflight", host=host, problems=findings.problems, gpus=findings.gpus)
     deadline = time.monotonic() + timeout_s * (1 if attempt.node == 0 else 2)
     path = attempt.folder / _VERDICT
     while not is_interrupted():
@@ -120,12 +122,11 @@ def pass_together(
         if attempt.node == 0:
             reports = events(attempt.run_dir, attempt.name, "preflight")
             is_late = time.monotonic() > deadline
-            if len(reports) == num_nodes or is_late:
-                problems = judge(reports, num_nodes=num_nodes, timeout_s=timeout_s)
+            if len(reports) == len(hosts) or is_late:
+                problems = judge(reports, hosts=hosts, timeout_s=timeout_s)
                 write_json(path, {"problems": problems, "time": time.time()})
                 continue
         elif time.monotonic() > deadline:
-            host = socket.gethostname()
             return [{"host": host, "what": "saw no verdict of the first node; is the run folder "
                      "shared by all nodes?"}]  # fmt: skip
         time.sleep(_POLL_S)
@@ -133,7 +134,7 @@ def pass_together(
 
 
 def judge(
-    reports: Sequence[dict[str, Any]], *, num_nodes: int, timeout_s: float
+    reports: Sequence[dict[str, Any]], *, hosts: Sequence[str], timeout_s: float
 ) -> list[dict[str, str]]:
     """What is wrong, with the host of each: what nodes found, GPUs in two places, silence."""
     problems = [
@@ -146,11 +147,11 @@ def judge(
                 what = f"its GPU {uuid} is also that of {seen[uuid]}"
                 problems.append({"host": report["host"], "what": what})
             seen[uuid] = report["host"]
-    if len(reports) < num_nodes:
-        silent = sorted(set(range(num_nodes)) - {int(report["node"]) for report in reports})
-        for node in silent:
+    heard = {int(report["node"]) for report in reports}
+    for node, host in enumerate(hosts):
+        if node not in heard:
             what = f"node {node} of the job said nothing within {timeout_s:.0f} s"
-            problems.append({"host": "", "what": what})
+            problems.append({"host": host, "what": what})
     return problems
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,8 @@ from launch.attempt import read_json, read_lines, write_json
 from launch.cluster import ClusterConfig
 from resnet_dist.errors import UserError
 
-_TAIL_BYTES = 1 << 16
+_TAIL_BYTES = 1 << 20
+"""More than the records of an epoch, so that the last evaluation is among them."""
 
 
 @dataclass(frozen=True)
@@ -159,23 +161,25 @@ def progress(run_dir: Path) -> Progress:
     for line in _tail(run_dir / "metrics.jsonl"):
         last.update(line)
     starts = read_lines(run_dir / "starts.jsonl")
-    time_ms = last.get("train/step_time_ms")
+
+    def number(tag: str) -> float | None:
+        return float(last[tag]) if tag in last else None  # what JSON has not is a text: "NaN"
+
+    time_ms = number("train/step_time_ms")
     return Progress(
         step=int(last.get("step", 0)),
         num_steps=starts[-1].get("num_steps") if starts else None,
-        epoch=last.get("epoch"),
-        loss=last.get("train/loss"),
-        top1=last.get("val/top1"),
-        images_per_second=last.get("train/images_per_second"),
+        epoch=number("epoch"),
+        loss=number("train/loss"),
+        top1=number("val/top1"),
+        images_per_second=number("train/images_per_second"),
         step_time_s=time_ms / 1000 if time_ms is not None else None,
-        time=last.get("time"),
+        time=number("time"),
     )
 
 
 def _tail(path: Path) -> list[dict[str, Any]]:
     """The last whole lines of a file of records that may be long."""
-    import json
-
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -190,7 +194,7 @@ def _tail(path: Path) -> list[dict[str, Any]]:
             found.append(json.loads(line))
         except ValueError:
             continue
-    return found
+    return [line for line in found if isinstance(line, dict)]
 
 
 def cluster_of(submission: Submission) -> ClusterConfig:

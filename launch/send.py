@@ -287,7 +287,7 @@ def run_here(request: Request) -> int:
         place = Place("local", 0, 0, (socket.gethostname(),), "localhost")
         ended = run_task(job, place)
         name, run_dir = AttemptName(job.submission, 0), Path(job.run_dir)
-        ending = epilogue.judge(run_dir, name, job.launch_id(place), code=ended, max_failures=1)
+        ending = epilogue.judge(run_dir, name, code=ended, max_failures=1)
         epilogue.write_end(run_dir, name, ending, ())
         print(f"{run_dir}: {ending.outcome}: {ending.reason}", file=sys.stderr, flush=True)
         worst = worst or (STOPPED_CODE if ending.outcome in _STOPS else ending.code)

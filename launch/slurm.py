@@ -102,7 +102,7 @@ def partitions() -> dict[str, Partition]:
         name, available, nodes, gres, limit = line.split("|")
         before = found.get(name, Partition(0, 0, 0.0, False))
         found[name] = Partition(
-            before.num_nodes + int(nodes),
+            before.num_nodes + _count(nodes),
             max(before.most_gpus, gpus_of(gres)),
             max(before.time_min, limit_min(limit)),
             available == "up",
@@ -110,9 +110,17 @@ def partitions() -> dict[str, Partition]:
     return found
 
 
+def _count(text: str) -> int:
+    """Of nodes; sinfo writes 2048 as 2K."""
+    for power, unit in enumerate("KMG", start=1):
+        if text.endswith(unit):
+            return round(float(text.removesuffix(unit)) * (1 << 10 * power))
+    return int(text)
+
+
 def gpus_of(gres: str) -> int:
     """GPUs in a node's generic resources: `gpu:a100:8(S:0-1),nvme:1` has 8."""
-    return sum(int(number) for number in re.findall(r"\bgpu(?::[^:,()]+)?:(\d+)", gres))
+    return sum(int(number) for number in re.findall(r"(?:^|,)gpu(?::[^:,()]+)?:(\d+)", gres))
 
 
 def limit_min(text: str) -> float:
@@ -206,7 +214,7 @@ def _from_scontrol(job_id: str) -> JobState | None:
     if "JobState" not in values:
         return None
     reason = values.get("Reason", "")
-    nodes = values.get("NodeList", "")
+    nodes = values.get("NodeList", "").replace("(null)", "")
     return JobState(job_id, values["JobState"], "" if reason == "None" else reason, nodes)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import shutil
 import sys
 import time
@@ -17,7 +18,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from launch import runs, slurm
+from launch import epilogue, runs, slurm
 from launch.attempt import (
     AttemptName,
     attempts,
@@ -40,7 +41,8 @@ class AttemptRow:
     """Seconds since 1970."""
     hosts: list[str]
     outcome: str
-    """finished, stopped, cancelled, failed, refused; lost: it left no word; running."""
+    """finished, stopped, cancelled, failed, refused; lost: it left no word; running; unknown: no
+    word yet, and Slurm could not be asked."""
     reason: str
     restarts: int
     """Of the workers by torchrun."""
@@ -121,17 +123,17 @@ def attempt_rows(
 ) -> list[AttemptRow]:
     """All attempts, oldest first."""
     names = attempts(run_dir)
-    newest = newest_attempt(run_dir)
+    current, newest = _current(run_dir, submitted, job), newest_attempt(run_dir)
     job_ids = {submission.number: submission.job_id for submission in submitted}
     histories: dict[str, list[slurm.JobState]] = {}
     rows = []
     for name in names:
         starts = events(run_dir, name, "start")
         end = read_json(run_dir / "attempts" / str(name) / "end.json")
-        is_current = name == newest and job is not None and job.state in ("RUNNING", "COMPLETING")
-        outcome, reason = ("running", "") if is_current else _without_end(run_dir, name)
-        if end is not None:
-            outcome, reason = str(end["outcome"]), str(end["reason"])
+        is_open = name == newest and current != "lost"
+        if end is None:
+            end = {"outcome": current, "reason": ""} if is_open else _without_end(run_dir, name)
+        outcome, reason = str(end["outcome"]), str(end["reason"])
         if outcome == "lost" or "SIGTERM" in reason:
             words = _word_of_slurm(job_ids.get(name.submission), name, histories)
             reason += f" (Slurm: {words})" if words else ""
@@ -145,26 +147,46 @@ def attempt_rows(
                 reason=reason,
                 restarts=max(0, num_starts - 1),
                 restart_reasons=why,
-                excluded=list(end["excluded"]) if end else [],
-                step=int(end["step"]) if end else None,
+                excluded=list(end.get("excluded", [])),
+                step=end.get("step"),
             )
         )
     return rows
 
 
-def _without_end(run_dir: Path, name: AttemptName) -> tuple[str, str]:
-    """Outcome and reason of an attempt whose batch script was killed before it could judge."""
+def _without_end(run_dir: Path, name: AttemptName) -> dict[str, Any]:
+    """What `end.json` would say of an attempt whose batch script was killed before it could judge,
+    from what the nodes and the training itself wrote down."""
+    ends = epilogue.ends_of(run_dir, name)
+    if ends:
+        end = ends[-1]
+        reason = f"{end.get('reason') or end['outcome']}; killed before it could say more"
+        return {"outcome": end["outcome"], "reason": reason, "step": end["step"]}
     told: list[str] = []
     silent: list[str] = []
-    for lines in notes(run_dir, name).values():
+    for node, lines in notes(run_dir, name).items():
         is_told = any(line["event"] in ("signal", "end") for line in lines)
-        (told if is_told else silent).append(str(lines[0]["host"]))
+        hosts = [str(line["host"]) for line in lines[:1]] or [f"node {node}"]
+        (told if is_told else silent).extend(hosts)
     if told and silent:
-        return "lost", f"{', '.join(silent)} left no word, and was lost or killed"
-    if told:
-        kinds = sorted({str(line["signal"]) for line in events(run_dir, name, "signal")})
-        return "stopped", f"{', '.join(kinds)}, and killed before it could say how it ended"
-    return "lost", "left no word; its nodes or its batch script were killed"
+        reason = f"{', '.join(silent)} left no word, and was lost or killed"
+        return {"outcome": "lost", "reason": reason}
+    kinds = sorted({str(line["signal"]) for line in events(run_dir, name, "signal")})
+    if kinds:
+        reason = f"{', '.join(kinds)}, and killed before it could say how it ended"
+        return {"outcome": "stopped", "reason": reason}
+    return {"outcome": "lost", "reason": "left no word; its nodes or its batch script were killed"}
+
+
+def _current(
+    run_dir: Path, submitted: Sequence[runs.Submission], job: slurm.JobState | None
+) -> str:
+    """What the newest attempt does if it has not said how it ended."""
+    if job is not None:
+        return "running" if job.state in ("RUNNING", "COMPLETING", "SUSPENDED") else "lost"
+    if runs.lock_owner(run_dir) is not None:
+        return "running"
+    return "unknown" if submitted and submitted[-1].job_id is not None else "lost"
 
 
 def _word_of_slurm(
@@ -278,7 +300,11 @@ def as_json(folder: Path) -> dict[str, Any]:
     status = run_status(folder)
     content = dataclasses.asdict(status)
     content["run_dir"] = str(status.run_dir)
-    content["progress"]["left_s"] = status.progress.left_s
+    progress = {**content["progress"], "left_s": status.progress.left_s}
+    content["progress"] = {  # JSON has no NaN
+        key: str(value) if value is not None and not math.isfinite(value) else value
+        for key, value in progress.items()
+    }
     content["num_restarts"] = status.num_restarts
     return content
 

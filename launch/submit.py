@@ -58,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--sweep",
+        action="extend",
         nargs="+",
         default=[],
         metavar="KEY=V1,V2",
@@ -81,13 +82,19 @@ def build_request(arguments: argparse.Namespace, cluster: ClusterConfig) -> send
     root = run_folder(send.absolute(base).config.run)
     if not arguments.sweep:
         return send.Request(root, [], [send.absolute(base)], cluster, module)
-    names, all_resolved = [], []
+    all_resolved = []
+    by_name: dict[str, list[str]] = {}
     for values in combinations(arguments.sweep):
         name = ",".join(values).replace("/", "_")
-        names.append(name)
+        if name in by_name:
+            raise UserError(
+                f"--sweep: {' '.join(by_name[name])} and {' '.join(values)} would have the same "
+                f"folder, {name}; submit them one by one, with a run.dir each"
+            )
+        by_name[name] = values
         resolved = load_config(arguments.config, [*arguments.overrides, *values])
         all_resolved.append(send.absolute(_placed(resolved, base, str(root / name), name)))
-    return send.Request(root, names, all_resolved, cluster, module)
+    return send.Request(root, list(by_name), all_resolved, cluster, module)
 
 
 def _placed(resolved: Resolved, base: Resolved, folder: str, name: str) -> Resolved:
@@ -108,7 +115,7 @@ def combinations(axes: Sequence[str]) -> list[list[str]]:
     for axis in axes:
         key, separator, text = axis.partition("=")
         values = [value for value in split_values(text) if value]
-        if not separator or not values:
+        if not key or not separator or not values:
             raise UserError(f"--sweep ({axis}): is not of the form key=value1,value2")
         if any(other[0].startswith(f"{key}=") for other in lists):
             raise UserError(f"--sweep ({key}): is given twice; put all its values into one")
