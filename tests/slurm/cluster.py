@@ -56,6 +56,7 @@ JobAcctGatherType=jobacct_gather/none
 AccountingStorageHost=head
 GresTypes=gpu
 """.strip().splitlines()
+_NSENTER = shutil.which("nsenter") or "nsenter"  # whatever PATH the command is given
 _NAMESPACES = ("unshare", "--uts", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 
 
@@ -90,7 +91,7 @@ class Machine:
         script = (
             f"hostname {self.name}; mount --bind {hosts_file} /etc/hosts; exec {self.start_command}"
         )
-        command = ["nsenter", f"--net=/run/netns/{self.host.namespace}", *_NAMESPACES]
+        command = [_NSENTER, f"--net=/run/netns/{self.host.namespace}", *_NAMESPACES]
         with (self.folder / "log" / f"{self.name}.out").open("ab") as log:
             self._first = subprocess.Popen(
                 [*command, "bash", "-c", script],
@@ -113,7 +114,7 @@ class Machine:
         """Words that start a command on this machine."""
         assert self._first is not None
         (inner,) = _children(self._first.pid)
-        return ["nsenter", f"--target={inner}", "--net", "--uts", "--mount", "--pid", "--"]
+        return [_NSENTER, f"--target={inner}", "--net", "--uts", "--mount", "--pid", "--"]
 
     def run(self, *command: str) -> str:
         """A command on this machine; what it printed."""

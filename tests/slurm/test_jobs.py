@@ -78,7 +78,7 @@ def test_scancel_saves_and_resume_goes_on_elsewhere(
     run.wait_for_end("CANCELLED")
     first = run.status()
     assert first["attempts"][-1]["outcome"] == "stopped"
-    assert "SIGTERM" in first["attempts"][-1]["reason"]
+    assert "(SIGTERM)" in first["attempts"][-1]["reason"]
     stopped_at = first["attempts"][-1]["step"]
     assert stopped_at == run.step(), "the last step has a checkpoint"
 
