@@ -7,13 +7,14 @@ in `attempts/NAME/end.json` how the attempt ended and why, and requeues. Uses th
 only, so that it runs outside the job's container.
 
 A signal of Slurm's that ends the job (SIGTERM) leaves the decision to Slurm: it requeues what it
-preempted or what an operator requeued, and not what was cancelled. Only a reached time limit, after
-which Slurm would not, is requeued here in any case.
+preempted or what an operator requeued, and not what was cancelled. Requeued here are a reached time
+limit, after which Slurm would not, and what ended within the time that preemption left it.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import signal
 import sys
@@ -261,16 +262,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         max_failures=arguments.max_failures,
         was_ended=arguments.was_ended,
     )
+    if ending.outcome == STOPPED and not ending.is_requeued and is_still_running(job_id):
+        reason = "preempted, or told to stop (SIGTERM)"
+        ending = dataclasses.replace(ending, reason=reason, is_requeued=True)
     exclude = ending.exclude if arguments.exclude_bad else ()
     write_end(run_dir, name, ending, exclude)
     follows = "requeued" if ending.is_requeued else "not requeued by this script"
     print(f"attempt {name}: {ending.outcome}: {ending.reason}; {follows}", flush=True)
     if ending.is_requeued:
-        requeue(_requeued_id(job_id), exclude)
+        requeue(_own_id(job_id), exclude)
     return ending.code
 
 
-def _requeued_id(job_id: str) -> str:
+def is_still_running(job_id: str) -> bool:
+    """Whether Slurm takes the job for a running one, so that its end now would be the run's end.
+
+    A cancelled or requeued job is that at once, before its processes are told. One that is
+    preempted with a time of grace is not, and would not be requeued if it ended within that time.
+    """
+    own = _own_id(job_id)
+    try:
+        return slurm.states([own])[own].state == "RUNNING"
+    except slurm.SlurmError as error:
+        print(f"epilogue: {error}", file=sys.stderr, flush=True)
+        return False
+
+
+def _own_id(job_id: str) -> str:
     """How Slurm's commands call this job. One element of an array has the number of the array as
     its own: by that, all elements would be requeued, those that have finished too."""
     array, task = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.hosts import wait_until
+from tests.faults.traced import trace
 from tests.slurm.cluster import Cluster
 from tests.slurm.submitted import Submitted, assert_bit_for_bit, submit
 
@@ -34,15 +35,20 @@ def start(slurm: Cluster, tmp_path: Path, run_root: Path) -> Start:
     return run
 
 
-def report(what: str, run: Submitted, since: float, step: int) -> None:
-    """Print how long it took from a fault to the first step after it, and what was lost; for those
-    who run with -s, and for docs/benchmarks."""
-    wait_until(lambda: len(_starts(run)) > 1, what="it is started again", timeout_s=120)
+def report(what: str, run: Submitted, since: float, *, count: int = 2) -> None:
+    """Print how long it took from a fault to the next step, and what was lost; for those who run
+    with -s, and for docs/benchmarks. `count`: starts of the training so far, with that one."""
+    wait_until(lambda: len(_starts(run)) >= count, what="it is started again", timeout_s=120)
     again = _starts(run)[-1]
-    requeued = _times(run, "start")[-1]
+    run.wait_for_step(int(again["step"]) + 1)
+    lines = trace(run.run_dir)
+    done = max(line["step"] for line in lines if line["time"] < again["time"]) + 1
+    steps = min(line["time"] for line in lines if line["time"] > again["time"])
+    placed = [moment for moment in _times(run, "start") if moment > since]
+    where = f"{placed[0] - since:.1f} s until it is placed again, " if placed else ""
     print(
-        f"\nslurm: {what}: {requeued - since:.1f} s until it is placed again, "
-        f"{again['time'] - since:.1f} s until it trains, {step - again['step']} steps lost"
+        f"\nslurm: {what}: {where}{steps - since:.1f} s until its next step, "
+        f"{done - again['step']:.0f} steps begun and lost"
     )
 
 
@@ -74,10 +80,10 @@ def push_aside(slurm: Cluster) -> str:
 
 def test_preempted_with_a_warning(slurm: Cluster, start: Start, reference: Reference) -> None:
     run = start()
-    at, step = time.time(), run.step()
+    at = time.time()
     push_aside(slurm)
     run.wait_for_restart(1)
-    report("preempted, user signal, 10 s of grace", run, at, step)
+    report("preempted, user signal, 10 s of grace", run, at)
     run.wait_for_end()
     first, last = run.reasons()
     assert "stopped: preempted (SIGUSR2)" in first
@@ -109,10 +115,10 @@ def test_preempted_under_other_policies(
     """Less time to save in, or no warning."""
     policy(has_user_signal, grace_s)
     run = start()
-    at, step = time.time(), run.step()
+    at = time.time()
     push_aside(slurm)
     run.wait_for_restart(1)
-    report(f"preempted, user signal {has_user_signal}, {grace_s} s of grace", run, at, step)
+    report(f"preempted, user signal {has_user_signal}, {grace_s} s of grace", run, at)
     run.wait_for_end()
     first, last = run.reasons()
     assert first.startswith("stopped"), first
@@ -123,10 +129,10 @@ def test_preempted_under_other_policies(
 @pytest.mark.slow
 def test_requeued_by_an_operator(slurm: Cluster, start: Start, reference: Reference) -> None:
     run = start()
-    at, step = time.time(), run.step()
+    at = time.time()
     slurm.run("scontrol", "requeue", run.job_id)
     run.wait_for_restart(1)
-    report("scontrol requeue", run, at, step)
+    report("scontrol requeue", run, at)
     run.wait_for_end()
     assert "SIGTERM" in run.reasons()[0]
     assert_bit_for_bit(run, reference(2))
@@ -139,23 +145,17 @@ def test_a_worker_and_then_an_agent_is_killed(
     run = start()
     at = time.time()
     slurm.node("node2").kill(r"^\S+ -u -m tests.faults.traced ")
-    wait_until(lambda: len(_starts(run)) == 2, what="workers start again", timeout_s=90)
-    print(f"\nslurm: a worker killed: {_starts(run)[-1]['time'] - at:.1f} s until it trains")
+    report("a worker killed", run, at)
     run.wait_for_step(run.step() + 2)
     assert slurm.restarts(run.job_id) == 0
     status = run.status()
     assert status["num_restarts"] == 1
     assert "exitcode: -9" in str(status["attempts"][0]["restart_reasons"])
 
-    at, step = time.time(), run.step()
+    at = time.time()
     slurm.node("node2").kill(r"^\S+ -u -m launch.agent ")
     run.wait_for_restart(1)
-    wait_until(lambda: len(_starts(run)) == 3, what="the job starts again", timeout_s=90)
-    print(
-        f"\nslurm: an agent killed: {_times(run, 'start')[-1] - at:.1f} s until it is placed "
-        f"again, {_starts(run)[-1]['time'] - at:.1f} s until it trains, "
-        f"{step - _starts(run)[-1]['step']} steps lost"
-    )
+    report("an agent killed", run, at, count=3)
     run.wait_for_end()
     first, last = run.reasons()
     assert first == "failed: torchrun on node2 was killed by SIGKILL"
@@ -166,12 +166,12 @@ def test_a_worker_and_then_an_agent_is_killed(
 def lose_power(slurm: Cluster, start: Start, reference: Reference, number: int, what: str) -> None:
     """Cut the power of one of the job's nodes; it is placed on others."""
     run = start()
-    at, step = time.time(), run.step()
+    at = time.time()
     name = run.hosts()[0][number]
     slurm.node(name).power_off()
     try:
         run.wait_for_restart(1)
-        report(what, run, at, step)
+        report(what, run, at)
         run.wait_for_end()
     finally:
         slurm.node(name).power_on()
@@ -201,13 +201,13 @@ def test_a_cable_is_pulled_and_comes_back(
 ) -> None:
     """The old task lives on behind the cut, sees the new attempt, and writes nothing more."""
     run = start()
-    at, step = time.time(), run.step()
+    at = time.time()
     name = run.hosts()[0][number]
     machine = slurm.node(name)
     machine.host.cut()
     try:
         run.wait_for_restart(1)
-        report(f"cable of node {number} of the job pulled", run, at, step)
+        report(f"cable of node {number} of the job pulled", run, at)
         stale = machine.run("pgrep", "-fc", "tests.faults.traced|launch.agent || true")
         assert int(stale) == 0, "what was cut off has ended, since a newer attempt has begun"
     finally:
