@@ -123,6 +123,12 @@ class Machine:
         )
         return ended.stdout
 
+    def count(self, pattern: str) -> int:
+        """Processes there whose command line matches."""
+        words = ["pgrep", "-c", "-f", pattern]
+        ended = subprocess.run([*self.enter(), *words], capture_output=True, text=True, timeout=30)
+        return int(ended.stdout)
+
     def kill(self, pattern: str) -> None:
         """SIGKILL to the oldest process there whose command line matches."""
         self.run("pkill", "-KILL", "--oldest", "-f", pattern)

@@ -77,7 +77,7 @@ def test_scancel_saves_and_resume_goes_on_elsewhere(
     slurm: Cluster, tmp_path: Path, run_root: Path, reference: Reference
 ) -> None:
     """From two nodes to one, and then to three."""
-    run = submit(slurm, tmp_path / "run", run_root, "--nodes=2", slow_s=0.7)
+    run = submit(slurm, tmp_path / "run", run_root, "--nodes=2", slow_s=0.5)
     run.wait_for_step(3)
     refused = slurm.launch("submit", f"run.dir={run.run_dir}", check=False)
     assert refused.returncode == 2
@@ -109,7 +109,6 @@ def test_a_sweep(slurm: Cluster, tmp_path: Path, run_root: Path) -> None:
     said = slurm.launch(
         "submit",
         "--nodes=1",
-        "--ranks-per-node=2",
         "--array-parallelism=2",
         "--max-failures=1",
         "--wait",
