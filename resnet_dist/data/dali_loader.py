@@ -21,7 +21,7 @@ from resnet_dist.data import decode, order
 from resnet_dist.data.dali_pipeline import Feed, Graph, make_feed
 from resnet_dist.data.index import Index
 from resnet_dist.data.jobs import Batch, Job
-from resnet_dist.data.store import FolderStore, Store
+from resnet_dist.data.store import Store, open_store
 from resnet_dist.data.transforms import DeviceStage, one_ahead
 from resnet_dist.errors import UserError
 from resnet_dist.plan import BatchPlan
@@ -170,7 +170,7 @@ class _Decoder:
         # fight for the interpreter's lock.
         num_readers = max(2, self._graph.num_threads)
         source = _ReadAhead(
-            partial(self._read, make_job, FolderStore(self._index, num_threads=num_readers)),
+            partial(self._read, make_job, open_store(self._index, num_threads=num_readers)),
             items,
             depth=self._prefetch + 1,
         )

@@ -37,7 +37,7 @@ def decode_rgb(encoded: NDArray[np.uint8], index: Index, sample_id: int) -> torc
         reason = str(error).split("\n")[0].rsplit(": ", 1)[-1].rstrip(".")
         raise UserError(
             f"data.root ({index.path(sample_id)}): truncated or damaged image "
-            f"({reason}); replace or remove the file"
+            f"({reason}); {index.remedy}"
         ) from None
     if image.dtype == torch.uint16:  # PNG with 16 bits a channel
         image = (image.to(torch.int32) >> 8).to(torch.uint8)

@@ -13,10 +13,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_dist import rng
 from resnet_dist.config import DataConfig
 from resnet_dist.data import augment
 from resnet_dist.data.jobs import Job
+from resnet_dist.data.shared_order import shared_permutation
 from resnet_dist.errors import UserError
 from resnet_dist.plan import BatchPlan
 
@@ -54,10 +54,7 @@ def epoch_and_position(step: int, num_samples: int, global_batch_size: int) -> t
 
 @lru_cache(maxsize=1)  # the current epoch: once a process, not once a step
 def _epoch_order(seed: int, epoch: int, num_samples: int) -> NDArray[np.integer]:
-    order = rng.permutation(seed, epoch, num_samples)
-    compact = order.astype(np.int32) if num_samples < 2**31 else order
-    compact.setflags(write=False)
-    return compact
+    return shared_permutation(seed, epoch, num_samples)
 
 
 def sample_ids_of_step(
@@ -67,6 +64,16 @@ def sample_ids_of_step(
     epoch, start = epoch_and_position(step, num_samples, global_batch_size)
     order = _epoch_order(seed, epoch, num_samples)
     return order[start : start + global_batch_size].astype(np.int64)
+
+
+def sample_ids_of_micro_batch(
+    seed: int, step: int, num_samples: int, *, plan: BatchPlan, rank: int, micro: int
+) -> NDArray[np.int64]:
+    """The samples that `rank` computes in micro-batch `micro` of a step, `[n]` int64."""
+    epoch, start = epoch_and_position(step, num_samples, plan.global_batch_size)
+    low, high = plan.micro_slice(rank, micro)
+    order = _epoch_order(seed, epoch, num_samples)
+    return order[start + low : start + high].astype(np.int64)
 
 
 def train_job(
@@ -81,9 +88,10 @@ def train_job(
 ) -> Job:
     """What `rank` computes in micro-batch `micro` of a training step."""
     epoch, start = epoch_and_position(step, len(index), plan.global_batch_size)
-    low, high = plan.micro_slice(rank, micro)
-    order = _epoch_order(seed, epoch, len(index))
-    sample_ids = order[start + low : start + high].astype(np.int64)
+    low, _ = plan.micro_slice(rank, micro)
+    sample_ids = sample_ids_of_micro_batch(
+        seed, step, len(index), plan=plan, rank=rank, micro=micro
+    )
     sizes = np.stack([index.heights[sample_ids], index.widths[sample_ids]], axis=1)
     plan_of_augmentation = augment.draw(data, sizes, seed=seed, epoch=epoch, start=start + low)
     return Job(
@@ -127,9 +135,14 @@ def num_eval_batches(num_samples: int, batch_size: int) -> int:
     return -(-num_samples // batch_size)
 
 
+def sample_ids_of_eval_batch(num_samples: int, batch_size: int, batch: int) -> NDArray[np.int64]:
+    """The samples of an evaluation batch, `[n]` int64, in index order."""
+    return np.arange(batch * batch_size, min((batch + 1) * batch_size, num_samples))
+
+
 def eval_job(data: DataConfig, index: SampleTable, *, batch_size: int, batch: int) -> Job:
     """Evaluation batch number `batch`: the samples [batch * batch_size, ...) in index order."""
-    sample_ids = np.arange(batch * batch_size, min((batch + 1) * batch_size, len(index)))
+    sample_ids = sample_ids_of_eval_batch(len(index), batch_size, batch)
     sizes = np.stack([index.heights[sample_ids], index.widths[sample_ids]], axis=1)
     resized, crops = augment.centre_crops(sizes, data.eval_resize_size, data.eval_size)
     return Job(

@@ -1,31 +1,50 @@
 """Where the bytes of samples come from.
 
-Owns reading, and the check that a file is still the one that was indexed. Does not decode.
+Owns reading, and the check that a file or shard is still the one that was indexed. Does not decode.
 """
 
 from __future__ import annotations
 
 import os
+import resource
+import threading
+import weakref
+from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from resnet_dist.data import packed
 from resnet_dist.data.index import Index
 from resnet_dist.errors import UserError
+
+TAR_BLOCK = 512
+_LENGTH_FIELD = slice(124, 135)
+_MAGIC_FIELD = slice(257, 262)
 
 
 class Store(Protocol):
     """Encoded images by sample."""
 
     def read(self, sample_ids: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
-        """The encoded bytes of each sample, `[length]` uint8, in the order asked for."""
+        """The encoded bytes of each sample, `[length]` uint8, in the order asked for.
+
+        Raises UserError, naming the file, if one is gone or has changed since it was indexed.
+        """
         ...
 
 
-class FolderStore:
-    """Image files, read with several requests in flight (cold storage answers late)."""
+def open_store(index: Index, *, num_threads: int = 4) -> Store:
+    """The store of an index's samples, with so many requests in flight. Opens no file yet."""
+    if index.shards is not None:
+        return ShardStore(index, num_threads=num_threads)
+    return FolderStore(index, num_threads=num_threads)
+
+
+class _ThreadedStore(ABC):
+    """Reads with several requests in flight: cold storage answers late."""
 
     def __init__(self, index: Index, *, num_threads: int = 4) -> None:
         self._index = index
@@ -34,10 +53,7 @@ class FolderStore:
         self._pool_pid = 0
 
     def read(self, sample_ids: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
-        """The encoded bytes of each sample, `[length]` uint8, in the order asked for.
-
-        Raises UserError, naming the file, if one is gone or has changed since it was indexed.
-        """
+        """See `Store`."""
         groups = [part for part in np.array_split(sample_ids, self._num_threads) if len(part)]
         if len(groups) <= 1:
             return self._read_group(sample_ids)
@@ -52,6 +68,13 @@ class FolderStore:
     def _read_group(self, sample_ids: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
         return [self._read_one(int(sample_id)) for sample_id in sample_ids]
 
+    @abstractmethod
+    def _read_one(self, sample_id: int) -> NDArray[np.uint8]: ...
+
+
+class FolderStore(_ThreadedStore):
+    """Image files, each opened for as long as it is read."""
+
     def _read_one(self, sample_id: int) -> NDArray[np.uint8]:
         path = self._index.path(sample_id)
         expected = int(self._index.lengths[sample_id])
@@ -60,11 +83,8 @@ class FolderStore:
             try:
                 length = os.fstat(descriptor).st_size
                 data = np.empty(expected, dtype=np.uint8)
-                done = 0
-                while length == expected and done < expected:
-                    count = os.preadv(descriptor, [data.data[done:]], done)
-                    length = expected if count else done
-                    done += count
+                if length == expected:
+                    length = _read_at(descriptor, data, 0)
             finally:
                 os.close(descriptor)
         except OSError as error:
@@ -78,3 +98,98 @@ class FolderStore:
                 f"{expected} then); restore the file, or start again to rebuild the index"
             )
         return data
+
+
+def _read_at(descriptor: int, data: NDArray[np.uint8], offset: int) -> int:
+    """Fill `data` with what begins at `offset`; returns the bytes read, fewer at the end."""
+    done = 0
+    while done < len(data):
+        count = os.preadv(descriptor, [data.data[done:]], offset + done)
+        if not count:
+            break
+        done += count
+    return done
+
+
+class ShardStore(_ThreadedStore):
+    """Samples in tar shards, each read with one `pread`, its tar header included.
+
+    A shard is opened when the first of its samples is asked for, and stays open: there is nothing
+    to do at a start, at whatever step. Shards beyond half of what the process may open (`ulimit
+    -n`) are opened for each read.
+    """
+
+    def __init__(self, index: Index, *, num_threads: int = 4) -> None:
+        super().__init__(index, num_threads=num_threads)
+        assert index.shards is not None
+        self._shards = index.shards
+        self._start()
+
+    def _start(self) -> None:
+        self._open: dict[int, int] = {}
+        self._lock = threading.Lock()
+        self._most_open = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
+        weakref.finalize(self, _close_all, self._open)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """In another process it begins with no shard open."""
+        return {"index": self._index, "num_threads": self._num_threads}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["index"], num_threads=state["num_threads"])  # type: ignore[misc]
+
+    def _read_one(self, sample_id: int) -> NDArray[np.uint8]:
+        number = int(self._shards.numbers[sample_id])
+        length = int(self._index.lengths[sample_id])
+        data = np.empty(TAR_BLOCK + length, dtype=np.uint8)
+        offset = int(self._shards.offsets[sample_id]) - TAR_BLOCK
+        try:
+            descriptor, is_kept = self._descriptor(number)
+            try:
+                done = _read_at(descriptor, data, offset)
+            finally:
+                if not is_kept:
+                    os.close(descriptor)
+        except OSError as error:
+            raise self._unusable(number, f"cannot be read ({error.strerror})") from None
+        header = data[:TAR_BLOCK].tobytes()
+        if (
+            done != len(data)
+            or header[_MAGIC_FIELD] != b"ustar"
+            or header[_LENGTH_FIELD] != b"%011o" % length
+        ):
+            raise self._unusable(
+                number, f"does not hold {self._index.path(sample_id)} where the index says"
+            )
+        return data[TAR_BLOCK:]
+
+    def _descriptor(self, number: int) -> tuple[int, bool]:
+        """Of an open shard, and whether it stays open. Raises OSError."""
+        descriptor = self._open.get(number)
+        if descriptor is not None:
+            return descriptor, True
+        path = self._index.folder / self._shards.names[number]
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        num_bytes, expected = os.fstat(descriptor).st_size, self._shards.num_bytes[number]
+        if num_bytes != expected:
+            os.close(descriptor)
+            raise self._unusable(number, f"has {num_bytes} bytes instead of {expected}")
+        # A random sample says nothing about what comes after it: no read-ahead.
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+        with self._lock:
+            if number in self._open:  # another thread was quicker
+                os.close(descriptor)
+                return self._open[number], True
+            if len(self._open) < self._most_open:
+                self._open[number] = descriptor
+                return descriptor, True
+        return descriptor, False
+
+    def _unusable(self, number: int, what: str) -> UserError:
+        return packed.damaged(self._index.folder, f"the shard {self._shards.names[number]} {what}")
+
+
+def _close_all(descriptors: dict[int, int]) -> None:
+    for descriptor in descriptors.values():
+        os.close(descriptor)
+    descriptors.clear()

@@ -22,7 +22,7 @@ from resnet_dist.data import order, worker
 from resnet_dist.data.decode import decode_rgb
 from resnet_dist.data.index import Index
 from resnet_dist.data.jobs import Batch, Job
-from resnet_dist.data.store import FolderStore, Store
+from resnet_dist.data.store import Store, open_store
 from resnet_dist.data.transforms import DeviceStage, one_ahead
 from resnet_dist.errors import UserError
 from resnet_dist.plan import BatchPlan
@@ -135,7 +135,7 @@ class _Reader:
         dataset = _MicroBatches(
             make_job,
             self._index,
-            FolderStore(self._index),
+            open_store(self._index),
             mode=self._data.interpolation,
             shared=self._num_workers > 0,
         )
