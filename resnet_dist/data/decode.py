@@ -61,7 +61,7 @@ def make_plain(encoded: NDArray[np.uint8], index: Index, sample_id: int) -> NDAr
     """
     data = encoded.data
     if bytes(data[:2]) == _JPEG_START:
-        *size, channels = _read_frame_header(data)
+        *size, channels = read_frame_header(data)
         is_odd = channels == _CMYK_CHANNELS
         has_end = bytes(data[-2:]) == _JPEG_END
     else:
@@ -87,7 +87,7 @@ def _to_ppm(image: torch.Tensor) -> NDArray[np.uint8]:
     return np.concatenate([header, pixels.reshape(-1)])
 
 
-def _read_frame_header(data: memoryview) -> tuple[int, int, int]:
+def read_frame_header(data: memoryview) -> tuple[int, int, int]:
     """Height, width and channels of a JPEG (ITU-T T.81, B.2.2); zeros if it has no frame header.
 
     Segments are skipped by their length, so that a thumbnail's header is not taken for it.

@@ -21,7 +21,7 @@ LEVELS = [
     {"loop", "divergence"},
     {"parts", "summary"},
     {"train"},
-    {"bench", "selftest"},
+    {"bench", "inspect", "prepare", "selftest"},
 ]
 """A module may import from levels above it in this list, and from its own package."""
 
