@@ -6,6 +6,7 @@ refused; and the sentence that names a file that is not. Does not crop or resize
 
 from __future__ import annotations
 
+import re
 import warnings
 
 import numpy as np
@@ -34,10 +35,9 @@ def decode_rgb(encoded: NDArray[np.uint8], index: Index, sample_id: int) -> torc
             warnings.simplefilter("ignore", DeprecationWarning)
             image: torch.Tensor = decode_image(torch.from_numpy(encoded), mode=ImageReadMode.RGB)
     except RuntimeError as error:
-        reason = str(error).split("\n")[0].rsplit(": ", 1)[-1].rstrip(".")
         raise UserError(
             f"data.root ({index.path(sample_id)}): truncated or damaged image "
-            f"({reason}); {index.remedy}"
+            f"({reason_of(error)}); {index.remedy}"
         ) from None
     if image.dtype == torch.uint16:  # PNG with 16 bits a channel
         image = (image.to(torch.int32) >> 8).to(torch.uint8)
@@ -49,6 +49,11 @@ def decode_rgb(encoded: NDArray[np.uint8], index: Index, sample_id: int) -> torc
             f"the file, or start again to rebuild the index"
         )
     return image
+
+
+def reason_of(error: RuntimeError) -> str:
+    """What a decoder says, without the place in its source."""
+    return re.sub(r"^.*\.cpp:\d+,? ?", "", str(error).split("\n")[0]).rstrip(".")
 
 
 def make_plain(encoded: NDArray[np.uint8], index: Index, sample_id: int) -> NDArray[np.uint8]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision.io import ImageReadMode, decode_image
 
-from resnet_dist.data.decode import read_frame_header
+from resnet_dist.data.decode import read_frame_header, reason_of
 
 _JPEG_START = b"\xff\xd8"
 _PNG_START = b"\x89PNG\r\n\x1a\n"
@@ -111,8 +111,7 @@ def _decode(encoded: NDArray[np.uint8]) -> tuple[torch.Tensor, str]:
                     torch.from_numpy(encoded), mode=ImageReadMode.RGB
                 )
         except RuntimeError as error:
-            reason = str(error).split("\n")[0].rsplit(": ", 1)[-1].rstrip(".")
-            raise BadImageError(f"truncated or damaged ({reason})") from None
+            raise BadImageError(f"truncated or damaged ({reason_of(error)})") from None
     if image.dtype == torch.uint16:  # PNG with 16 bits a channel
         image = (image.to(torch.int32) >> 8).to(torch.uint8)
     return image, said[0] if said else ""
