@@ -66,16 +66,6 @@ def sample_ids_of_step(
     return order[start : start + global_batch_size].astype(np.int64)
 
 
-def sample_ids_of_micro_batch(
-    seed: int, step: int, num_samples: int, *, plan: BatchPlan, rank: int, micro: int
-) -> NDArray[np.int64]:
-    """The samples that `rank` computes in micro-batch `micro` of a step, `[n]` int64."""
-    epoch, start = epoch_and_position(step, num_samples, plan.global_batch_size)
-    low, high = plan.micro_slice(rank, micro)
-    order = _epoch_order(seed, epoch, num_samples)
-    return order[start + low : start + high].astype(np.int64)
-
-
 def train_job(
     data: DataConfig,
     index: SampleTable,
@@ -88,10 +78,9 @@ def train_job(
 ) -> Job:
     """What `rank` computes in micro-batch `micro` of a training step."""
     epoch, start = epoch_and_position(step, len(index), plan.global_batch_size)
-    low, _ = plan.micro_slice(rank, micro)
-    sample_ids = sample_ids_of_micro_batch(
-        seed, step, len(index), plan=plan, rank=rank, micro=micro
-    )
+    low, high = plan.micro_slice(rank, micro)
+    order = _epoch_order(seed, epoch, len(index))
+    sample_ids = order[start + low : start + high].astype(np.int64)
     sizes = np.stack([index.heights[sample_ids], index.widths[sample_ids]], axis=1)
     plan_of_augmentation = augment.draw(data, sizes, seed=seed, epoch=epoch, start=start + low)
     return Job(

@@ -16,7 +16,7 @@ LEVELS = [
     {"config", "plan"},
     {"config_load", "dist"},
     {"data", "models", "optim", "metrics", "checkpoint", "faults"},
-    {"state", "step", "run_folder", "inputs", "report"},
+    {"state", "step", "run_folder", "coverage", "inputs", "report"},
     {"evaluate", "resume"},
     {"loop", "divergence"},
     {"parts", "summary"},
