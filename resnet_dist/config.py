@@ -57,7 +57,8 @@ class DataConfig:
     """What is read, and how it becomes a batch."""
 
     root: str | None = _free(None)
-    """Folder with one folder a split, each with one folder a class. None: the embedded data set."""
+    """Folder with one folder a split, each with one folder a class or packed by
+    resnet_dist.prepare. None: the embedded data set."""
     train_split: str = _free("train")
     """Name of the training folder below `data.root`."""
     val_split: str = _free("val")

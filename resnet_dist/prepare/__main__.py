@@ -116,6 +116,7 @@ def _policy(arguments: argparse.Namespace) -> Policy:
 
 
 def _splits(arguments: argparse.Namespace) -> list[Split]:
+    print("listing the samples ...", file=sys.stderr, flush=True)
     if arguments.command == "folder":
         return read_folder(arguments.src.absolute(), arguments.splits.split(","))
     expected = Expected(

@@ -20,6 +20,7 @@ from resnet_dist.prepare.devkit import read_validation_classes
 from resnet_dist.prepare.tar_reader import Member, Region, list_members, open_region
 
 _NUM_LISTING = 16  # threads: network storage answers late
+_CLASS_ARCHIVE = re.compile(r"[A-Za-z0-9_-]+\.tar")  # the shards' entries begin with the class
 _VAL_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 
 
@@ -131,7 +132,7 @@ def _read_train(path: Path) -> Split:
     with open_region(path, "--train-tar") as outer:
         archives = sorted(list_members(outer), key=lambda one: one.name.removesuffix(".tar"))
         for member in archives:
-            if "/" in member.name or not member.name.endswith(".tar"):
+            if not _CLASS_ARCHIVE.fullmatch(member.name):
                 raise UserError(
                     f"--train-tar ({path}): the member {member.name!r} is no tar of a class; give "
                     f"ILSVRC2012_img_train.tar"
