@@ -63,6 +63,12 @@ class DataConfig:
     """Name of the training folder below `data.root`."""
     val_split: str = _free("val")
     """Name of the validation folder below `data.root`."""
+    order: Literal["shuffled", "blocked"] = "shuffled"
+    """shuffled: any sample may follow any other; blocked: only a few shards are in use at a time
+    and are read whole, for cold network storage (needs what resnet_dist.prepare writes)."""
+    blocked_window: int = 16
+    """Shards in use at a time (blocked only): of 1024 samples each, as thorough as a shuffle buffer
+    of 16 times as many."""
     loader: Literal["auto", "dali", "torch", "synthetic"] = _free("auto")
     """auto: dali on a GPU, torch on CPU (as fast there, and closer to Pillow: docs/benchmarks)."""
     train_size: int = 224
@@ -97,6 +103,13 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         rules = _Rules()
+        rules.require(
+            1 <= self.blocked_window < 2**16,
+            "data.blocked_window",
+            self.blocked_window,
+            "must lie in [1, 65535]",
+            "16 is the default",
+        )
         for name in ("train_size", "eval_size", "eval_resize_size", "prefetch_batches"):
             value = getattr(self, name)
             rules.require(

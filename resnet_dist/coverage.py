@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from resnet_dist.data.blocked import Blocks
 from resnet_dist.data.order import (
     num_eval_batches,
     sample_ids_of_eval_batch,
@@ -46,7 +47,14 @@ class Counts:
     """Uses in all."""
 
 
-def replay_epoch(num_samples: int, epoch: int, *, seed: int, starts: Sequence[Start]) -> Counts:
+def replay_epoch(
+    num_samples: int,
+    epoch: int,
+    *,
+    seed: int,
+    starts: Sequence[Start],
+    blocks: Blocks | None = None,
+) -> Counts:
     """Count what all ranks compute in all micro-batches of an epoch.
 
     `starts` is sorted by step, the first at 0; all have the same global batch size.
@@ -58,7 +66,7 @@ def replay_epoch(num_samples: int, epoch: int, *, seed: int, starts: Sequence[St
     used = np.zeros(num_samples, dtype=np.int32)
     for step in range(epoch * steps, (epoch + 1) * steps):
         plan = next(start.plan for start in reversed(starts) if start.step <= step)
-        whole = sample_ids_of_step(seed, step, num_samples, batch_size)
+        whole = sample_ids_of_step(seed, step, num_samples, batch_size, blocks=blocks)
         for micro in range(plan.accumulation_steps):
             for rank in range(plan.world_size):
                 low, high = plan.micro_slice(rank, micro)

@@ -24,7 +24,7 @@ from PIL import Image
 from resnet_dist.config import Config
 from resnet_dist.config_load import load_config
 from resnet_dist.coverage import Counts, Start, replay_epoch, replay_evaluation
-from resnet_dist.data.build import Index, build_train_loader
+from resnet_dist.data.build import Index, blocks_of, build_train_loader
 from resnet_dist.data.order import steps_per_epoch
 from resnet_dist.data.transforms import to_uint8
 from resnet_dist.errors import UserError
@@ -192,8 +192,9 @@ def prove(config: Config, inputs: Inputs, starts: list[Start], epochs: int) -> i
     ranks = ", ".join(f"{start.plan.world_size} from step {start.step}" for start in starts)
     print(f"order of seed {config.seed}, global batch {batch_size}, ranks: {ranks}")
     is_right = True
+    blocks = blocks_of(inputs.data, inputs.train)
     for epoch in range(epochs):
-        counts = replay_epoch(num_train, epoch, seed=config.seed, starts=starts)
+        counts = replay_epoch(num_train, epoch, seed=config.seed, starts=starts, blocks=blocks)
         is_right &= counts.more == 0 and counts.never == num_train % batch_size
         print(f"  training, epoch {epoch}: {_in_words(counts)} (the tail, dropped)")
     for world_size in sorted({start.plan.world_size for start in starts}):

@@ -25,6 +25,8 @@ class Stream(IntEnum):
     SYNTHETIC = 3
     SHAPES = 4
     SHARDS = 32
+    BLOCKS = 33
+    BLOCK_SPREAD = 34
 
 
 def random_words(

@@ -18,6 +18,7 @@ import torch
 
 from resnet_dist.config import DataConfig
 from resnet_dist.data import decode, order
+from resnet_dist.data.blocked import shards_ahead
 from resnet_dist.data.dali_pipeline import Feed, Graph, make_feed
 from resnet_dist.data.index import Index
 from resnet_dist.data.jobs import Batch, Job
@@ -146,7 +147,9 @@ class _Decoder:
         num_workers: int,
         batch_size: int,
         has_shifts: bool,
+        shards_ahead: int = 0,
     ) -> None:
+        self._shards_ahead = shards_ahead
         self._index = index
         self._device = device
         self._prefetch = data.prefetch_batches
@@ -169,8 +172,9 @@ class _Decoder:
         # As many requests in flight as there are decoders: in the page cache, more of them only
         # fight for the interpreter's lock.
         num_readers = max(2, self._graph.num_threads)
+        opened = open_store(self._index, num_threads=num_readers, shards_ahead=self._shards_ahead)
         source = _ReadAhead(
-            partial(self._read, make_job, open_store(self._index, num_threads=num_readers)),
+            partial(self._read, make_job, opened),
             items,
             depth=self._prefetch + 1,
         )
@@ -227,6 +231,7 @@ class DaliTrainLoader:
             num_workers=num_workers,
             batch_size=plan.largest_micro_batch,
             has_shifts=data.crop == "pad_reflect",
+            shards_ahead=shards_ahead(data),
         )
         self._train_job = partial(order.train_job, data, index, plan=plan, seed=seed, rank=rank)
 

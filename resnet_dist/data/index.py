@@ -69,7 +69,7 @@ class Index:
             self.own_classes,
             self.classes,
             self.fingerprint,
-            None if shards is None else (shards.names, shards.num_bytes),
+            None if shards is None else (shards.names, shards.num_bytes, shards.layout),
         )
 
     def path(self, sample_id: int) -> str:
@@ -128,7 +128,11 @@ def _open_packed(folder: Path) -> Index:
         manifest.classes,
         manifest.classes,
         manifest.fingerprint,
-        (tuple(one.name for one in shards), tuple(one.num_bytes for one in shards)),
+        (
+            tuple(one.name for one in shards),
+            tuple(one.num_bytes for one in shards),
+            manifest.columns.get("shards", ""),
+        ),
     )
 
 
@@ -224,7 +228,7 @@ def _open_columns(
     own_classes: list[str],
     classes: list[str],
     fingerprint: str,
-    shards: tuple[tuple[str, ...], tuple[int, ...]] | None = None,
+    shards: tuple[tuple[str, ...], tuple[int, ...], str] | None = None,
 ) -> Index:
     index = Index(
         folder=folder,
@@ -235,7 +239,9 @@ def _open_columns(
         shards=None
         if shards is None
         else packed.Shards(
-            *shards,
+            names=shards[0],
+            num_bytes=shards[1],
+            layout=shards[2],
             numbers=packed.map_column(columns / "shards.npy"),
             offsets=packed.map_column(columns / "offsets.npy"),
         ),

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from resnet_dist.config import DataConfig
 from resnet_dist.data import augment
+from resnet_dist.data.blocked import Blocks, blocks_of
 from resnet_dist.data.jobs import Job
 from resnet_dist.data.shared_order import shared_permutation
 from resnet_dist.errors import UserError
@@ -53,16 +54,24 @@ def epoch_and_position(step: int, num_samples: int, global_batch_size: int) -> t
 
 
 @lru_cache(maxsize=1)  # the current epoch: once a process, not once a step
-def _epoch_order(seed: int, epoch: int, num_samples: int) -> NDArray[np.integer]:
-    return shared_permutation(seed, epoch, num_samples)
+def _epoch_order(
+    seed: int, epoch: int, num_samples: int, blocks: Blocks | None
+) -> NDArray[np.integer]:
+    return shared_permutation(seed, epoch, num_samples, blocks)
 
 
 def sample_ids_of_step(
-    seed: int, step: int, num_samples: int, global_batch_size: int
+    seed: int,
+    step: int,
+    num_samples: int,
+    global_batch_size: int,
+    *,
+    blocks: Blocks | None = None,
 ) -> NDArray[np.int64]:
-    """The samples of a step's global batch over all ranks, `[global_batch_size]` int64."""
+    """The samples of a step's global batch over all ranks, `[global_batch_size]` int64; `blocks`
+    as `blocks_of` gives them for the run's data."""
     epoch, start = epoch_and_position(step, num_samples, global_batch_size)
-    order = _epoch_order(seed, epoch, num_samples)
+    order = _epoch_order(seed, epoch, num_samples, blocks)
     return order[start : start + global_batch_size].astype(np.int64)
 
 
@@ -79,7 +88,7 @@ def train_job(
     """What `rank` computes in micro-batch `micro` of a training step."""
     epoch, start = epoch_and_position(step, len(index), plan.global_batch_size)
     low, high = plan.micro_slice(rank, micro)
-    order = _epoch_order(seed, epoch, len(index))
+    order = _epoch_order(seed, epoch, len(index), blocks_of(data, index))
     sample_ids = order[start + low : start + high].astype(np.int64)
     sizes = np.stack([index.heights[sample_ids], index.widths[sample_ids]], axis=1)
     plan_of_augmentation = augment.draw(data, sizes, seed=seed, epoch=epoch, start=start + low)

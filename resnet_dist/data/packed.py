@@ -93,6 +93,8 @@ class Shards:
     """`[N]` number of each sample's shard."""
     offsets: NDArray[np.int64]
     """`[N]` where its bytes begin there; its tar header is the 512 bytes before."""
+    layout: str
+    """sha256 of the column `numbers`."""
 
 
 def is_packed(folder: Path) -> bool:

@@ -15,7 +15,7 @@ import stat
 import tempfile
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet_dist import rng
+from resnet_dist.data.blocked import Blocks, blocked_order
 
 _FEWEST_SHARED = 100_000
 """Below it a permutation takes less than 0.4 MB and some milliseconds."""
@@ -33,18 +34,28 @@ _LONGEST_WAIT_S = 10.0
 _CHECKSUM_BYTES = 4
 
 
-def shared_permutation(seed: int, epoch: int, num_samples: int) -> NDArray[np.integer]:
-    """`rng.permutation(seed, epoch, num_samples)` as read-only int32 (int64 from 2**31 on)."""
+def shared_permutation(
+    seed: int, epoch: int, num_samples: int, blocks: Blocks | None = None
+) -> NDArray[np.integer]:
+    """`rng.permutation(seed, epoch, num_samples)`, or with `blocks` `blocked_order(seed, epoch,
+    blocks)`, as read-only int32 (int64 from 2**31 on)."""
+
+    def compute() -> NDArray[np.integer]:
+        order = (
+            rng.permutation(seed, epoch, num_samples)
+            if blocks is None
+            else blocked_order(seed, epoch, blocks)
+        )
+        order = order.astype(_dtype(num_samples), copy=False)
+        order.setflags(write=False)
+        return order
+
     if num_samples >= _FEWEST_SHARED:
+        name = f"order-v1-{seed}-{epoch}-{num_samples}"
+        name += f"-{blocks.key}" if blocks is not None else ""
         with contextlib.suppress(OSError):
-            return _map_or_make(_own_folder(), seed, epoch, num_samples)
-    return _compute(seed, epoch, num_samples)
-
-
-def _compute(seed: int, epoch: int, num_samples: int) -> NDArray[np.integer]:
-    order = rng.permutation(seed, epoch, num_samples).astype(_dtype(num_samples), copy=False)
-    order.setflags(write=False)
-    return order
+            return _map_or_make(_own_folder() / name, num_samples, compute)
+    return compute()
 
 
 def _dtype(num_samples: int) -> np.dtype[np.integer]:
@@ -61,15 +72,16 @@ def _own_folder() -> Path:
     return folder
 
 
-def _map_or_make(folder: Path, seed: int, epoch: int, num_samples: int) -> NDArray[np.integer]:
-    path = folder / f"order-v1-{seed}-{epoch}-{num_samples}"
+def _map_or_make(
+    path: Path, num_samples: int, compute: Callable[[], NDArray[np.integer]]
+) -> NDArray[np.integer]:
     order = _map(path, num_samples)
     if order is None:
-        with _locked(folder / "lock"):
+        with _locked(path.with_name("lock")):
             order = _map(path, num_samples)  # another process may have made it
             if order is None:
-                _write(path, _compute(seed, epoch, num_samples))
-                _remove_old(folder)
+                _write(path, compute())
+                _remove_old(path.parent)
                 order = _map(path, num_samples)
     if order is None:
         raise OSError(f"{path} was removed or damaged at once")

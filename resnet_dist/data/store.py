@@ -5,12 +5,14 @@ Owns reading, and the check that a file or shard is still the one that was index
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import threading
 import weakref
 from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,6 +23,7 @@ from resnet_dist.data.index import Index
 from resnet_dist.errors import UserError
 
 TAR_BLOCK = 512
+_READ_AHEAD_BYTES = 2 << 20
 _LENGTH_FIELD = slice(124, 135)
 _MAGIC_FIELD = slice(257, 262)
 
@@ -36,10 +39,13 @@ class Store(Protocol):
         ...
 
 
-def open_store(index: Index, *, num_threads: int = 4) -> Store:
-    """The store of an index's samples, with so many requests in flight. Opens no file yet."""
+def open_store(index: Index, *, num_threads: int = 4, shards_ahead: int = 0) -> Store:
+    """The store of an index's samples, with so many requests in flight. Opens no file yet.
+
+    `shards_ahead`: see `ShardStore`; of no effect on a folder of images.
+    """
     if index.shards is not None:
-        return ShardStore(index, num_threads=num_threads)
+        return ShardStore(index, num_threads=num_threads, shards_ahead=shards_ahead)
     return FolderStore(index, num_threads=num_threads)
 
 
@@ -117,29 +123,40 @@ class ShardStore(_ThreadedStore):
     A shard is opened when the first of its samples is asked for, and stays open: there is nothing
     to do at a start, at whatever step. Shards beyond half of what the process may open (`ulimit
     -n`) are opened for each read.
+
+    With `shards_ahead` samples are asked for from so many shards at a time (`data.order=blocked`):
+    when the first of a shard is, all of the shard is read into the page cache in the background.
     """
 
-    def __init__(self, index: Index, *, num_threads: int = 4) -> None:
+    def __init__(self, index: Index, *, num_threads: int = 4, shards_ahead: int = 0) -> None:
         super().__init__(index, num_threads=num_threads)
         assert index.shards is not None
         self._shards = index.shards
+        self._shards_ahead = shards_ahead
         self._start()
 
     def _start(self) -> None:
         self._open: dict[int, int] = {}
+        self._begun: dict[int, None] = {}  # shards that are read as a whole, oldest first
         self._lock = threading.Lock()
         self._most_open = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
         weakref.finalize(self, _close_all, self._open)
 
     def __getstate__(self) -> dict[str, Any]:
         """In another process it begins with no shard open."""
-        return {"index": self._index, "num_threads": self._num_threads}
+        return {
+            "index": self._index,
+            "num_threads": self._num_threads,
+            "shards_ahead": self._shards_ahead,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["index"], num_threads=state["num_threads"])  # type: ignore[misc]
+        self.__init__(**state)  # type: ignore[misc]
 
     def _read_one(self, sample_id: int) -> NDArray[np.uint8]:
         number = int(self._shards.numbers[sample_id])
+        if self._shards_ahead and number not in self._begun:
+            self._begin(number)
         length = int(self._index.lengths[sample_id])
         data = np.empty(TAR_BLOCK + length, dtype=np.uint8)
         offset = int(self._shards.offsets[sample_id]) - TAR_BLOCK
@@ -174,7 +191,7 @@ class ShardStore(_ThreadedStore):
         if num_bytes != expected:
             os.close(descriptor)
             raise self._unusable(number, f"has {num_bytes} bytes instead of {expected}")
-        # A random sample says nothing about what comes after it: no read-ahead.
+        # A random sample says nothing about what comes after it.
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
         with self._lock:
             if number in self._open:  # another thread was quicker
@@ -185,8 +202,33 @@ class ShardStore(_ThreadedStore):
                 return descriptor, True
         return descriptor, False
 
+    def _begin(self, number: int) -> None:
+        """Have a shard read as a whole, in a thread: the calls return only when the kernel has
+        queued the requests. One that has long been done with is forgotten, for the next epoch."""
+        with self._lock:
+            if number in self._begun:
+                return
+            self._begun[number] = None
+            if len(self._begun) > 4 * self._shards_ahead:
+                del self._begun[next(iter(self._begun))]
+        path = self._index.folder / self._shards.names[number]
+        arguments = (path, self._shards.num_bytes[number])
+        threading.Thread(target=_read_ahead, args=arguments, daemon=True).start()
+
     def _unusable(self, number: int, what: str) -> UserError:
         return packed.damaged(self._index.folder, f"the shard {self._shards.names[number]} {what}")
+
+
+def _read_ahead(path: Path, num_bytes: int) -> None:
+    """Have the kernel read a shard into the page cache, sequentially. Where it is there already
+    (another process was first), nothing is read."""
+    with contextlib.suppress(OSError):  # whoever needs the bytes will hear of it
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            for offset in range(0, num_bytes, _READ_AHEAD_BYTES):
+                os.posix_fadvise(descriptor, offset, _READ_AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
+        finally:
+            os.close(descriptor)
 
 
 def _close_all(descriptors: dict[int, int]) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from PIL import Image
 
 from resnet_dist import coverage, inspect
@@ -93,9 +94,12 @@ def test_a_loss_or_a_repetition_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     """The proof can fail: an order that repeats a sample, a slice that leaves one out."""
     starts = [Start(0, BatchPlan(8, 2, 1))]
     real = coverage.sample_ids_of_step
-    monkeypatch.setattr(
-        coverage, "sample_ids_of_step", lambda *args: np.append(real(*args)[:-1], real(*args)[0])
-    )
+
+    def repeated(*args: int, blocks: None) -> NDArray[np.int64]:
+        ids = real(*args, blocks=blocks)
+        return np.append(ids[:-1], ids[0])
+
+    monkeypatch.setattr(coverage, "sample_ids_of_step", repeated)
     counts = replay_epoch(32, 0, seed=0, starts=starts)
     assert (counts.never, counts.more) == (4, 4)
     monkeypatch.undo()
