@@ -45,6 +45,8 @@ class Counts:
     """Samples used twice or more often."""
     num_used: int
     """Uses in all."""
+    most: int
+    """Of any one sample."""
 
 
 def replay_epoch(
@@ -90,4 +92,5 @@ def _count(used: NDArray[np.int32]) -> Counts:
         once=int((used == 1).sum()),
         more=int((used > 1).sum()),
         num_used=int(used.sum()),
+        most=int(used.max()),
     )

@@ -195,13 +195,13 @@ def prove(config: Config, inputs: Inputs, starts: list[Start], epochs: int) -> i
     blocks = blocks_of(inputs.data, inputs.train)
     for epoch in range(epochs):
         counts = replay_epoch(num_train, epoch, seed=config.seed, starts=starts, blocks=blocks)
-        is_right &= counts.more == 0 and counts.never == num_train % batch_size
+        is_right &= counts.most == 1 and counts.never == num_train % batch_size
         print(f"  training, epoch {epoch}: {_in_words(counts)} (the tail, dropped)")
     for world_size in sorted({start.plan.world_size for start in starts}):
         counts = replay_evaluation(
             num_val, batch_size=config.eval.batch_size, world_size=world_size
         )
-        is_right &= counts == Counts(never=0, once=num_val, more=0, num_used=num_val)
+        is_right &= counts == Counts(never=0, once=num_val, more=0, num_used=num_val, most=1)
         print(f"  validation on {world_size} rank(s): {_in_words(counts)}")
     print("each sample is used as it should be" if is_right else "THIS IS WRONG: report it")
     return 0 if is_right else 1
