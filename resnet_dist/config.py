@@ -100,9 +100,21 @@ class DataConfig:
     """Batches in flight for each rank (dali) or each worker (torch)."""
     cache_dir: str | None = _free(None)
     """Where indexes and the embedded data set are kept. None: ~/.cache/resnet_dist."""
+    local_cache_dir: str | None = _free(None)
+    """Folder on a disk of the node: what was read once from shards on shared storage is read from
+    there afterwards, also by later runs. None: nothing is kept."""
+    local_cache_gib: float = _free(100.0)
+    """Most that is kept there of each split, GiB: its first shards."""
 
     def __post_init__(self) -> None:
         rules = _Rules()
+        rules.require(
+            self.local_cache_gib > 0,
+            "data.local_cache_gib",
+            self.local_cache_gib,
+            "must be positive",
+            "leave out data.local_cache_dir to keep nothing",
+        )
         rules.require(
             1 <= self.blocked_window < 2**16,
             "data.blocked_window",

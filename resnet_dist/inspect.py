@@ -24,7 +24,7 @@ from PIL import Image
 from resnet_dist.config import Config
 from resnet_dist.config_load import load_config
 from resnet_dist.coverage import Counts, Start, replay_epoch, replay_evaluation
-from resnet_dist.data.build import Index, blocks_of, build_train_loader
+from resnet_dist.data.build import Index, blocks_of, build_train_loader, open_index
 from resnet_dist.data.order import steps_per_epoch
 from resnet_dist.data.transforms import to_uint8
 from resnet_dist.errors import UserError
@@ -92,12 +92,10 @@ def _open(arguments: argparse.Namespace) -> tuple[Config, Inputs]:
         config = load_config([arguments.what], overrides).config
         return config, open_inputs(config, build=True, show_progress=True)
     config = load_config([_DIR_CONFIG], [f"data.root={arguments.what}", *overrides]).config
-    train = config.train
-    inputs = open_inputs(
-        replace(config, train=replace(train, global_batch_size=1)), build=True, show_progress=True
-    )
-    batch_size = min(train.global_batch_size, len(inputs.train))
-    return replace(config, train=replace(train, global_batch_size=batch_size)), inputs
+    index = open_index(config.data, config.data.train_split, build=True, show_progress=True)
+    batch_size = min(config.train.global_batch_size, len(index))
+    config = replace(config, train=replace(config.train, global_batch_size=batch_size))
+    return config, open_inputs(config, build=True, show_progress=True)
 
 
 def describe(name: str, index: Index) -> Iterator[str]:

@@ -172,7 +172,12 @@ class _Decoder:
         # As many requests in flight as there are decoders: in the page cache, more of them only
         # fight for the interpreter's lock.
         num_readers = max(2, self._graph.num_threads)
-        opened = open_store(self._index, num_threads=num_readers, shards_ahead=self._shards_ahead)
+        opened = open_store(
+            self._index,
+            self._graph.data,
+            num_threads=num_readers,
+            shards_ahead=self._shards_ahead,
+        )
         source = _ReadAhead(
             partial(self._read, make_job, opened),
             items,

@@ -69,7 +69,9 @@ class Index:
             self.own_classes,
             self.classes,
             self.fingerprint,
-            None if shards is None else (shards.names, shards.num_bytes, shards.layout),
+            None
+            if shards is None
+            else (shards.names, shards.num_bytes, shards.layout, shards.content),
         )
 
     def path(self, sample_id: int) -> str:
@@ -132,6 +134,7 @@ def _open_packed(folder: Path) -> Index:
             tuple(one.name for one in shards),
             tuple(one.num_bytes for one in shards),
             manifest.columns.get("shards", ""),
+            hashlib.sha256("".join(one.sha256 for one in shards).encode()).hexdigest(),
         ),
     )
 
@@ -228,7 +231,7 @@ def _open_columns(
     own_classes: list[str],
     classes: list[str],
     fingerprint: str,
-    shards: tuple[tuple[str, ...], tuple[int, ...], str] | None = None,
+    shards: tuple[tuple[str, ...], tuple[int, ...], str, str] | None = None,
 ) -> Index:
     index = Index(
         folder=folder,
@@ -242,6 +245,7 @@ def _open_columns(
             names=shards[0],
             num_bytes=shards[1],
             layout=shards[2],
+            content=shards[3],
             numbers=packed.map_column(columns / "shards.npy"),
             offsets=packed.map_column(columns / "offsets.npy"),
         ),

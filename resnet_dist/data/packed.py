@@ -95,6 +95,8 @@ class Shards:
     """`[N]` where its bytes begin there; its tar header is the 512 bytes before."""
     layout: str
     """sha256 of the column `numbers`."""
+    content: str
+    """sha256 over those of all shards."""
 
 
 def is_packed(folder: Path) -> bool:

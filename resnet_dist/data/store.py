@@ -18,8 +18,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from resnet_dist.config import DataConfig
 from resnet_dist.data import packed
 from resnet_dist.data.index import Index
+from resnet_dist.data.local_copies import LocalCopies
 from resnet_dist.errors import UserError
 
 TAR_BLOCK = 512
@@ -39,13 +41,30 @@ class Store(Protocol):
         ...
 
 
-def open_store(index: Index, *, num_threads: int = 4, shards_ahead: int = 0) -> Store:
+def open_store(
+    index: Index,
+    data: DataConfig | None = None,
+    *,
+    num_threads: int = 4,
+    shards_ahead: int = 0,
+) -> Store:
     """The store of an index's samples, with so many requests in flight. Opens no file yet.
 
-    `shards_ahead`: see `ShardStore`; of no effect on a folder of images.
+    `data` says whether copies are kept on the node. `shards_ahead`: see `ShardStore`; of no effect
+    on a folder of images. Raises UserError for a local cache of a folder of images.
     """
+    cache_dir = data.local_cache_dir if data is not None else None
     if index.shards is not None:
-        return ShardStore(index, num_threads=num_threads, shards_ahead=shards_ahead)
+        shards = ShardStore(index, num_threads=num_threads, shards_ahead=shards_ahead)
+        if data is None or cache_dir is None:
+            return shards
+        folder, limit = Path(cache_dir).expanduser(), int(data.local_cache_gib * 2**30)
+        return CachedStore(shards, folder, limit)
+    if cache_dir is not None:
+        raise UserError(
+            f"data.local_cache_dir ({cache_dir}): needs shards, and data.root is a folder of "
+            f"images; pack it with `python -m resnet_dist.prepare folder`, or leave it out"
+        )
     return FolderStore(index, num_threads=num_threads)
 
 
@@ -139,7 +158,8 @@ class ShardStore(_ThreadedStore):
         self._open: dict[int, int] = {}
         self._begun: dict[int, None] = {}  # shards that are read as a whole, oldest first
         self._lock = threading.Lock()
-        self._most_open = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._most_open = limit // 2 if limit != resource.RLIM_INFINITY else 2**31
         weakref.finalize(self, _close_all, self._open)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -202,6 +222,20 @@ class ShardStore(_ThreadedStore):
                 return descriptor, True
         return descriptor, False
 
+    @property
+    def index(self) -> Index:
+        """What is read from."""
+        return self._index
+
+    @property
+    def num_threads(self) -> int:
+        """Requests in flight."""
+        return self._num_threads
+
+    def read_one(self, sample_id: int) -> NDArray[np.uint8]:
+        """The encoded bytes of a sample, in the caller's thread."""
+        return self._read_one(sample_id)
+
     def _begin(self, number: int) -> None:
         """Have a shard read as a whole, in a thread: the calls return only when the kernel has
         queued the requests. One that has long been done with is forgotten, for the next epoch."""
@@ -217,6 +251,33 @@ class ShardStore(_ThreadedStore):
 
     def _unusable(self, number: int, what: str) -> UserError:
         return packed.damaged(self._index.folder, f"the shard {self._shards.names[number]} {what}")
+
+
+class CachedStore(_ThreadedStore):
+    """Shards on slow storage, and copies on the node of what was read from them."""
+
+    def __init__(self, shards: ShardStore, folder: Path, limit_bytes: int) -> None:
+        super().__init__(shards.index, num_threads=shards.num_threads)
+        self._shard_store = shards
+        self._place = (folder, limit_bytes)
+        self._copies: LocalCopies | None = None
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"shards": self._shard_store, "place": self._place}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["shards"], *state["place"])  # type: ignore[misc]
+
+    def _read_one(self, sample_id: int) -> NDArray[np.uint8]:
+        with self._lock:
+            if self._copies is None:
+                self._copies = LocalCopies(self._place[0], self._index, self._place[1])
+        data = self._copies.get(sample_id)
+        if data is None:
+            data = self._shard_store.read_one(sample_id)
+            self._copies.put(sample_id, data)
+        return data
 
 
 def _read_ahead(path: Path, num_bytes: int) -> None:

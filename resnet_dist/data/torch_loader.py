@@ -143,7 +143,7 @@ class _Reader:
         dataset = _MicroBatches(
             make_job,
             self._index,
-            open_store(self._index, shards_ahead=self._shards_ahead),
+            open_store(self._index, self._data, shards_ahead=self._shards_ahead),
             mode=self._data.interpolation,
             shared=self._num_workers > 0,
         )
