@@ -14,7 +14,7 @@ import torch
 from resnet_dist.config import DataConfig
 from resnet_dist.data import worker
 from resnet_dist.data.blocked import Blocks, blocks_of
-from resnet_dist.data.index import Index, cache_root, check_splits, open_index
+from resnet_dist.data.index import Index, check_splits, open_index
 from resnet_dist.data.jobs import Batch, Job
 from resnet_dist.data.order import (
     digest_of_step,
@@ -23,6 +23,7 @@ from resnet_dist.data.order import (
     steps_per_epoch,
     train_job,
 )
+from resnet_dist.data.places import cache_root
 from resnet_dist.data.synthetic import (
     SYNTHETIC_TRAIN,
     SYNTHETIC_VAL,

@@ -169,17 +169,9 @@ class _Decoder:
 
     def run(self, make_job: Callable[[int], Job], items: range) -> Generator[Batch, None, None]:
         """Batches of the items, in order. Closing the generator ends the pipeline and threads."""
-        # As many requests in flight as there are decoders: in the page cache, more of them only
-        # fight for the interpreter's lock.
-        num_readers = max(2, self._graph.num_threads)
-        opened = open_store(
-            self._index,
-            self._graph.data,
-            num_threads=num_readers,
-            shards_ahead=self._shards_ahead,
-        )
+        # No variable for the store: an error's traceback would keep it, and with it its threads.
         source = _ReadAhead(
-            partial(self._read, make_job, opened),
+            partial(self._read, make_job, self._open_store()),
             items,
             depth=self._prefetch + 1,
         )
@@ -188,6 +180,16 @@ class _Decoder:
             finish = partial(self._finish, stream)
             with contextlib.closing(one_ahead(items, finish, self._device)) as batches:
                 yield from batches
+
+    def _open_store(self) -> Store:
+        # As many requests in flight as there are decoders: in the page cache, more of them only
+        # fight for the interpreter's lock.
+        return open_store(
+            self._index,
+            self._graph.data,
+            num_threads=max(2, self._graph.num_threads),
+            shards_ahead=self._shards_ahead,
+        )
 
     def _read(self, make_job: Callable[[int], Job], store: Store, item: int) -> Feed:
         job = make_job(item)

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from resnet_dist.config import DataConfig
 from resnet_dist.data import packed, scan
+from resnet_dist.data.places import cache_root, split_folder
 from resnet_dist.errors import UserError
 
 _VERSION = 1
@@ -90,13 +91,6 @@ class Index:
         return f"`python -m resnet_dist.prepare verify {self.folder.parent}` finds damaged shards"
 
 
-def cache_root(data: DataConfig) -> Path:
-    """Where indexes and the embedded data set are kept: `data.cache_dir`, else
-    $RESNET_DIST_CACHE, else ~/.cache/resnet_dist."""
-    chosen = data.cache_dir or os.environ.get("RESNET_DIST_CACHE") or "~/.cache/resnet_dist"
-    return Path(os.path.abspath(Path(chosen).expanduser()))  # noqa: PTH100 (keeps links)
-
-
 def open_index(
     data: DataConfig,
     split_name: str,
@@ -112,7 +106,7 @@ def open_index(
     folders are checked. `classes` numbers the labels of a validation split by the training
     split's classes. Raises UserError for anything wrong with the folder or the cache.
     """
-    folder = _split_folder(data, split_name)
+    folder = split_folder(data, split_name)
     if packed.is_packed(folder):
         index = _open_packed(folder)
     else:
@@ -187,27 +181,6 @@ def _renumber(index: Index, classes: list[str]) -> Index:
         return index
     new_labels = np.array([numbers[name] for name in index.classes], dtype=np.int64)
     return Index(**{**vars(index), "classes": list(classes), "labels": new_labels[index.labels]})
-
-
-def _split_folder(data: DataConfig, split_name: str) -> Path:
-    if data.root is None:
-        raise UserError("data.root (null): no data set to index; give the folder of a data set")
-    root = Path(os.path.abspath(Path(data.root).expanduser()))  # noqa: PTH100 (keeps links)
-    hint = "give a folder with one folder a split (ImageNet's has train/ and val/)"
-    try:
-        there = sorted(e.name for e in root.iterdir() if e.name[0] != "." and e.is_dir())
-    except FileNotFoundError:
-        raise UserError(f"data.root ({root}): does not exist; {hint}") from None
-    except NotADirectoryError:
-        raise UserError(f"data.root ({root}): is not a folder; {hint}") from None
-    except PermissionError:
-        raise UserError(f"data.root ({root}): no permission to read it; mend its mode") from None
-    if not (root / split_name).exists():
-        found = f"has the folders {', '.join(there[:10])}" if there else "has no folders"
-        if len(there) > 10:
-            found += f" and {len(there) - 10} more"
-        raise UserError(f"data.root ({root}): lacks the split {split_name!r} and {found}; {hint}")
-    return root / split_name
 
 
 def _load(cache: Path, folder: Path, *, check_files: bool) -> Index | None:
