@@ -57,11 +57,18 @@ class DataConfig:
     """What is read, and how it becomes a batch."""
 
     root: str | None = _free(None)
-    """Folder with one folder a split, each with one folder a class. None: the embedded data set."""
+    """Folder with one folder a split, each with one folder a class or packed by
+    resnet_dist.prepare. None: the embedded data set."""
     train_split: str = _free("train")
     """Name of the training folder below `data.root`."""
     val_split: str = _free("val")
     """Name of the validation folder below `data.root`."""
+    order: Literal["shuffled", "blocked"] = "shuffled"
+    """shuffled: any sample may follow any other; blocked: only a few shards are in use at a time
+    and are read whole, for cold network storage (needs what resnet_dist.prepare writes)."""
+    blocked_window: int = 16
+    """Shards in use at a time (blocked only): of 1024 samples each, as thorough as a shuffle buffer
+    of 16 times as many."""
     loader: Literal["auto", "dali", "torch", "synthetic"] = _free("auto")
     """auto: dali on a GPU, torch on CPU (as fast there, and closer to Pillow: docs/benchmarks)."""
     train_size: int = 224
@@ -93,9 +100,28 @@ class DataConfig:
     """Batches in flight for each rank (dali) or each worker (torch)."""
     cache_dir: str | None = _free(None)
     """Where indexes and the embedded data set are kept. None: ~/.cache/resnet_dist."""
+    local_cache_dir: str | None = _free(None)
+    """Folder on a disk of the node: what was read once from shards on shared storage is read from
+    there afterwards, also by later runs. None: nothing is kept."""
+    local_cache_gib: float = _free(100.0)
+    """Most that is kept there of each split, GiB: its first shards."""
 
     def __post_init__(self) -> None:
         rules = _Rules()
+        rules.require(
+            self.local_cache_gib > 0,
+            "data.local_cache_gib",
+            self.local_cache_gib,
+            "must be positive",
+            "leave out data.local_cache_dir to keep nothing",
+        )
+        rules.require(
+            1 <= self.blocked_window < 2**16,
+            "data.blocked_window",
+            self.blocked_window,
+            "must lie in [1, 65535]",
+            "16 is the default",
+        )
         for name in ("train_size", "eval_size", "eval_resize_size", "prefetch_batches"):
             value = getattr(self, name)
             rules.require(

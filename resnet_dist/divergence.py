@@ -12,7 +12,7 @@ from typing import Any
 
 from resnet_dist.checkpoint.manager import CheckpointManager, sync_load
 from resnet_dist.config import Config
-from resnet_dist.data.build import sample_ids_of_step
+from resnet_dist.data.build import blocks_of, sample_ids_of_step
 from resnet_dist.dist import World, sync_attempt, sync_gather_objects
 from resnet_dist.errors import GuardError, UserError
 from resnet_dist.faults.non_finite import SkipCounts
@@ -58,6 +58,7 @@ def _samples(config: Config, inputs: Inputs, plan: BatchPlan, rank: int, counts:
         counts.own_loss_step,
         len(inputs.train),
         config.train.global_batch_size,
+        blocks=blocks_of(inputs.data, inputs.train),
     )
     own = [
         sample_id

@@ -24,6 +24,9 @@ class Stream(IntEnum):
     CROP_FLIP = 2
     SYNTHETIC = 3
     SHAPES = 4
+    SHARDS = 32
+    BLOCKS = 33
+    BLOCK_SPREAD = 34
 
 
 def random_words(
@@ -49,16 +52,38 @@ def to_uniform(words: NDArray[np.uint64]) -> NDArray[np.float64]:
     return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def permutation(seed: int, epoch: int, num_samples: int) -> NDArray[np.int64]:
+def permutation(
+    seed: int, epoch: int, num_samples: int, *, stream: Stream = Stream.ORDER
+) -> NDArray[np.int64]:
     """A permutation of range(num_samples), `[num_samples]` int64, for one epoch.
 
     Sorts random 64-bit keys (stable, so that equal keys cannot make it depend on the platform).
     """
     blocks = -(-num_samples // WORDS_PER_BLOCK)
-    keys = random_words(
-        seed, Stream.ORDER, epoch, start=0, count=blocks, words=WORDS_PER_BLOCK
-    ).reshape(-1)[:num_samples]
-    return np.argsort(keys, kind="stable")
+    keys = random_words(seed, stream, epoch, start=0, count=blocks, words=WORDS_PER_BLOCK).reshape(
+        -1
+    )[:num_samples]
+    return stable_order(keys)
+
+
+def stable_order(keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """`np.argsort(keys, kind="stable")` of `[n]` uint64, n < 2**32, in a fraction of the time.
+
+    Sorts the keys' upper bits with the positions in place of the lower ones, which NumPy does with
+    vector instructions and in place; keys that agree in the upper bits are then put in order.
+    """
+    bits = np.uint64(max(len(keys) - 1, 1).bit_length())
+    mask = (np.uint64(1) << bits) - np.uint64(1)
+    packed = (keys & ~mask) | np.arange(len(keys), dtype=np.uint64)
+    packed.sort()
+    order = (packed & mask).astype(np.int64)
+    packed >>= bits
+    equal = np.flatnonzero(packed[1:] == packed[:-1])
+    if len(equal):  # their places stay together: the upper bits are part of the key
+        places = np.union1d(equal, equal + 1)
+        among = order[places]
+        order[places] = among[np.argsort(keys[among], kind="stable")]
+    return order
 
 
 def derive_seed(seed: int, stream: Stream) -> int:

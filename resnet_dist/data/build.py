@@ -13,7 +13,8 @@ import torch
 
 from resnet_dist.config import DataConfig
 from resnet_dist.data import worker
-from resnet_dist.data.index import Index, cache_root, check_splits, open_index
+from resnet_dist.data.blocked import Blocks, blocks_of
+from resnet_dist.data.index import Index, check_splits, open_index
 from resnet_dist.data.jobs import Batch, Job
 from resnet_dist.data.order import (
     digest_of_step,
@@ -22,6 +23,7 @@ from resnet_dist.data.order import (
     steps_per_epoch,
     train_job,
 )
+from resnet_dist.data.places import cache_root
 from resnet_dist.data.synthetic import (
     SYNTHETIC_TRAIN,
     SYNTHETIC_VAL,
@@ -37,11 +39,13 @@ __all__ = [
     "SYNTHETIC_TRAIN",
     "SYNTHETIC_VAL",
     "Batch",
+    "Blocks",
     "EvalLoader",
     "Index",
     "Job",
     "SyntheticIndex",
     "TrainLoader",
+    "blocks_of",
     "build_eval_loader",
     "build_train_loader",
     "cache_root",
@@ -136,13 +140,15 @@ def build_train_loader(
 ) -> TrainLoader:
     """The loader that trains. `index` may be None for synthetic data.
 
-    Raises UserError if the data are fewer than one global batch or DALI is missing.
+    Raises UserError if the data are fewer than one global batch, DALI is missing, or data.order
+    does not suit the data.
     """
     name = choose_loader(data, device)
     if name == "synthetic":
         synthetic = index if isinstance(index, SyntheticIndex) else SYNTHETIC_TRAIN
         return SyntheticTrainLoader(data, synthetic, plan=plan, seed=seed, rank=rank, device=device)
     assert isinstance(index, Index), "only the synthetic loader works without an index"
+    blocks_of(data, index)  # raises here, not in a reader
     build: Callable[..., TrainLoader] = TorchTrainLoader
     if name == "dali":
         from resnet_dist.data.dali_loader import DaliTrainLoader  # only where DALI is wanted

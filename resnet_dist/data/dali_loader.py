@@ -18,10 +18,11 @@ import torch
 
 from resnet_dist.config import DataConfig
 from resnet_dist.data import decode, order
+from resnet_dist.data.blocked import shards_ahead
 from resnet_dist.data.dali_pipeline import Feed, Graph, make_feed
 from resnet_dist.data.index import Index
 from resnet_dist.data.jobs import Batch, Job
-from resnet_dist.data.store import FolderStore, Store
+from resnet_dist.data.store import Store, open_store
 from resnet_dist.data.transforms import DeviceStage, one_ahead
 from resnet_dist.errors import UserError
 from resnet_dist.plan import BatchPlan
@@ -146,7 +147,9 @@ class _Decoder:
         num_workers: int,
         batch_size: int,
         has_shifts: bool,
+        shards_ahead: int = 0,
     ) -> None:
+        self._shards_ahead = shards_ahead
         self._index = index
         self._device = device
         self._prefetch = data.prefetch_batches
@@ -166,11 +169,9 @@ class _Decoder:
 
     def run(self, make_job: Callable[[int], Job], items: range) -> Generator[Batch, None, None]:
         """Batches of the items, in order. Closing the generator ends the pipeline and threads."""
-        # As many requests in flight as there are decoders: in the page cache, more of them only
-        # fight for the interpreter's lock.
-        num_readers = max(2, self._graph.num_threads)
+        # No variable for the store: an error's traceback would keep it, and with it its threads.
         source = _ReadAhead(
-            partial(self._read, make_job, FolderStore(self._index, num_threads=num_readers)),
+            partial(self._read, make_job, self._open_store()),
             items,
             depth=self._prefetch + 1,
         )
@@ -179,6 +180,16 @@ class _Decoder:
             finish = partial(self._finish, stream)
             with contextlib.closing(one_ahead(items, finish, self._device)) as batches:
                 yield from batches
+
+    def _open_store(self) -> Store:
+        # As many requests in flight as there are decoders: in the page cache, more of them only
+        # fight for the interpreter's lock.
+        return open_store(
+            self._index,
+            self._graph.data,
+            num_threads=max(2, self._graph.num_threads),
+            shards_ahead=self._shards_ahead,
+        )
 
     def _read(self, make_job: Callable[[int], Job], store: Store, item: int) -> Feed:
         job = make_job(item)
@@ -227,6 +238,7 @@ class DaliTrainLoader:
             num_workers=num_workers,
             batch_size=plan.largest_micro_batch,
             has_shifts=data.crop == "pad_reflect",
+            shards_ahead=shards_ahead(data),
         )
         self._train_job = partial(order.train_job, data, index, plan=plan, seed=seed, rank=rank)
 

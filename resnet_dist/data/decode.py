@@ -6,6 +6,7 @@ refused; and the sentence that names a file that is not. Does not crop or resize
 
 from __future__ import annotations
 
+import re
 import warnings
 
 import numpy as np
@@ -34,10 +35,9 @@ def decode_rgb(encoded: NDArray[np.uint8], index: Index, sample_id: int) -> torc
             warnings.simplefilter("ignore", DeprecationWarning)
             image: torch.Tensor = decode_image(torch.from_numpy(encoded), mode=ImageReadMode.RGB)
     except RuntimeError as error:
-        reason = str(error).split("\n")[0].rsplit(": ", 1)[-1].rstrip(".")
         raise UserError(
             f"data.root ({index.path(sample_id)}): truncated or damaged image "
-            f"({reason}); replace or remove the file"
+            f"({reason_of(error)}); {index.remedy}"
         ) from None
     if image.dtype == torch.uint16:  # PNG with 16 bits a channel
         image = (image.to(torch.int32) >> 8).to(torch.uint8)
@@ -51,6 +51,11 @@ def decode_rgb(encoded: NDArray[np.uint8], index: Index, sample_id: int) -> torc
     return image
 
 
+def reason_of(error: RuntimeError) -> str:
+    """What a decoder says, without the place in its source."""
+    return re.sub(r"^.*\.cpp:\d+,? ?", "", str(error).split("\n")[0]).rstrip(".")
+
+
 def make_plain(encoded: NDArray[np.uint8], index: Index, sample_id: int) -> NDArray[np.uint8]:
     """The same image in a form that every decoder reads alike, mostly the bytes themselves.
 
@@ -61,7 +66,7 @@ def make_plain(encoded: NDArray[np.uint8], index: Index, sample_id: int) -> NDAr
     """
     data = encoded.data
     if bytes(data[:2]) == _JPEG_START:
-        *size, channels = _read_frame_header(data)
+        *size, channels = read_frame_header(data)
         is_odd = channels == _CMYK_CHANNELS
         has_end = bytes(data[-2:]) == _JPEG_END
     else:
@@ -87,7 +92,7 @@ def _to_ppm(image: torch.Tensor) -> NDArray[np.uint8]:
     return np.concatenate([header, pixels.reshape(-1)])
 
 
-def _read_frame_header(data: memoryview) -> tuple[int, int, int]:
+def read_frame_header(data: memoryview) -> tuple[int, int, int]:
     """Height, width and channels of a JPEG (ITU-T T.81, B.2.2); zeros if it has no frame header.
 
     Segments are skipped by their length, so that a thumbnail's header is not taken for it.

@@ -1,8 +1,8 @@
 """The index: what a data set is, for loaders that know nothing else of it.
 
 Owns the table of samples (where the bytes lie, label, height, width), its cache on disk and when
-that is out of date. Arrays are memory-mapped: all processes of a node share one copy. Holds a
-folder of class folders; a packed store can fill the same table.
+that is out of date. Arrays are memory-mapped: all processes of a node share one copy. The table of
+a folder of class folders is made by reading it; that of a packed split lies beside its shards.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet_dist.config import DataConfig
-from resnet_dist.data import scan
+from resnet_dist.data import packed, scan
+from resnet_dist.data.places import cache_root, split_folder
 from resnet_dist.errors import UserError
 
 _VERSION = 1
 _MAX_FILES_CHECKED = 100_000
-_COLUMNS = ("labels", "heights", "widths", "lengths", "path_bytes", "path_offsets")
 
 
 @dataclass(frozen=True)
@@ -39,47 +39,56 @@ class Index:
     classes: list[str]
     """Names by label. Of a validation split: the training split's."""
     own_classes: list[str]
-    """Class folders of this split."""
+    """Classes of this split."""
     labels: NDArray[np.int64]
     heights: NDArray[np.int32]
     """As stored in the file (EXIF rotation ignored), pixels."""
     widths: NDArray[np.int32]
     lengths: NDArray[np.int64]
-    """Of the files, bytes."""
+    """Of the encoded images, bytes."""
     path_bytes: NDArray[np.uint8]
-    """All relative paths, one after the other."""
+    """All names (paths below a folder of class folders), one after the other."""
     path_offsets: NDArray[np.int64]
     """`[N + 1]` where each begins."""
     fingerprint: str
     """sha256 over class names, relative paths, labels and sizes; equal wherever the root lies."""
 
     columns: Path
-    """Folder of the cached columns."""
+    """Folder of the columns' files."""
+    shards: packed.Shards | None = None
+    """Where the samples of a packed split lie; None: each is a file."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """In another process the same pages are mapped: no column is copied."""
+        shards = self.shards
         return _open_columns, (
             self.columns,
             self.folder,
             self.own_classes,
             self.classes,
             self.fingerprint,
+            None
+            if shards is None
+            else (shards.names, shards.num_bytes, shards.layout, shards.content),
         )
 
     def path(self, sample_id: int) -> str:
-        """File of a sample."""
+        """File of a sample; of a packed one FOLDER/SHARD:NAME, for messages."""
         start, stop = self.path_offsets[sample_id : sample_id + 2]
-        return f"{self.folder}/{os.fsdecode(self.path_bytes[start:stop].tobytes())}"
+        name = os.fsdecode(self.path_bytes[start:stop].tobytes())
+        if self.shards is None:
+            return f"{self.folder}/{name}"
+        return f"{self.folder}/{self.shards.names[self.shards.numbers[sample_id]]}:{name}"
 
-
-def cache_root(data: DataConfig) -> Path:
-    """Where indexes and the embedded data set are kept: `data.cache_dir`, else
-    $RESNET_DIST_CACHE, else ~/.cache/resnet_dist."""
-    chosen = data.cache_dir or os.environ.get("RESNET_DIST_CACHE") or "~/.cache/resnet_dist"
-    return Path(os.path.abspath(Path(chosen).expanduser()))  # noqa: PTH100 (keeps links)
+    @property
+    def remedy(self) -> str:
+        """What to do about a sample that is damaged."""
+        if self.shards is None:
+            return "replace or remove the file"
+        return f"`python -m resnet_dist.prepare verify {self.folder.parent}` finds damaged shards"
 
 
 def open_index(
@@ -90,14 +99,41 @@ def open_index(
     show_progress: bool,
     classes: list[str] | None = None,
 ) -> Index:
-    """The index of `<data.root>/<split_name>`, from the cache if it is current.
+    """The index of `<data.root>/<split_name>`, of a folder from the cache if it is current.
 
     With `build`, a missing or outdated one is made first; any number of processes may call this at
     once, and one of them works. Without, the caller says that it was just built: only the class
     folders are checked. `classes` numbers the labels of a validation split by the training
     split's classes. Raises UserError for anything wrong with the folder or the cache.
     """
-    folder = _split_folder(data, split_name)
+    folder = split_folder(data, split_name)
+    if packed.is_packed(folder):
+        index = _open_packed(folder)
+    else:
+        index = _open_folder(data, folder, build=build, show_progress=show_progress)
+    return index if classes is None else _renumber(index, classes)
+
+
+def _open_packed(folder: Path) -> Index:
+    manifest = packed.read_manifest(folder)
+    packed.check_columns(folder, manifest)
+    shards = manifest.shards
+    return _open_columns(
+        folder / packed.COLUMNS_FOLDER,
+        folder,
+        manifest.classes,
+        manifest.classes,
+        manifest.fingerprint,
+        (
+            tuple(one.name for one in shards),
+            tuple(one.num_bytes for one in shards),
+            manifest.columns.get("shards", ""),
+            hashlib.sha256("".join(one.sha256 for one in shards).encode()).hexdigest(),
+        ),
+    )
+
+
+def _open_folder(data: DataConfig, folder: Path, *, build: bool, show_progress: bool) -> Index:
     key = hashlib.sha256(os.fsencode(folder)).hexdigest()[:24]
     cache = cache_root(data) / "index" / key
     try:
@@ -123,7 +159,7 @@ def open_index(
                 "nodes share"
             )
         )
-    return index if classes is None else _renumber(index, classes)
+    return index
 
 
 def check_splits(train: Index, val: Index) -> None:
@@ -147,27 +183,6 @@ def _renumber(index: Index, classes: list[str]) -> Index:
     return Index(**{**vars(index), "classes": list(classes), "labels": new_labels[index.labels]})
 
 
-def _split_folder(data: DataConfig, split_name: str) -> Path:
-    if data.root is None:
-        raise UserError("data.root (null): no data set to index; give the folder of a data set")
-    root = Path(os.path.abspath(Path(data.root).expanduser()))  # noqa: PTH100 (keeps links)
-    hint = "give a folder with one folder a split (ImageNet's has train/ and val/)"
-    try:
-        there = sorted(e.name for e in root.iterdir() if e.name[0] != "." and e.is_dir())
-    except FileNotFoundError:
-        raise UserError(f"data.root ({root}): does not exist; {hint}") from None
-    except NotADirectoryError:
-        raise UserError(f"data.root ({root}): is not a folder; {hint}") from None
-    except PermissionError:
-        raise UserError(f"data.root ({root}): no permission to read it; mend its mode") from None
-    if not (root / split_name).exists():
-        found = f"has the folders {', '.join(there[:10])}" if there else "has no folders"
-        if len(there) > 10:
-            found += f" and {len(there) - 10} more"
-        raise UserError(f"data.root ({root}): lacks the split {split_name!r} and {found}; {hint}")
-    return root / split_name
-
-
 def _load(cache: Path, folder: Path, *, check_files: bool) -> Index | None:
     """The cached index, or None if there is none or it is out of date."""
     classes = scan.list_classes(folder)
@@ -184,7 +199,12 @@ def _load(cache: Path, folder: Path, *, check_files: bool) -> Index | None:
 
 
 def _open_columns(
-    columns: Path, folder: Path, own_classes: list[str], classes: list[str], fingerprint: str
+    columns: Path,
+    folder: Path,
+    own_classes: list[str],
+    classes: list[str],
+    fingerprint: str,
+    shards: tuple[tuple[str, ...], tuple[int, ...], str, str] | None = None,
 ) -> Index:
     index = Index(
         folder=folder,
@@ -192,15 +212,19 @@ def _open_columns(
         own_classes=own_classes,
         fingerprint=fingerprint,
         columns=columns,
-        **{name: _map(columns / f"{name}.npy") for name in _COLUMNS},
+        shards=None
+        if shards is None
+        else packed.Shards(
+            names=shards[0],
+            num_bytes=shards[1],
+            layout=shards[2],
+            content=shards[3],
+            numbers=packed.map_column(columns / "shards.npy"),
+            offsets=packed.map_column(columns / "offsets.npy"),
+        ),
+        **packed.map_columns(columns, packed.FOLDER_COLUMNS),
     )
     return index if classes == own_classes else _renumber(index, classes)
-
-
-def _map(path: Path) -> NDArray[Any]:
-    array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    # As a plain array on the same pages: np.memmap's own indexing costs several times as much.
-    return array.view(np.ndarray)
 
 
 def _is_current(folder: Path, meta: dict[str, Any], *, check_files: bool) -> bool:
@@ -227,7 +251,7 @@ def _build(cache: Path, folder: Path, *, show_progress: bool) -> None:
     if len(scanned.labels) > _MAX_FILES_CHECKED:
         files_digest = None
     columns = Path(tempfile.mkdtemp(prefix="data-", dir=cache))
-    for name in _COLUMNS:
+    for name in packed.FOLDER_COLUMNS:
         np.save(columns / f"{name}.npy", getattr(scanned, name))
     meta = {
         "version": _VERSION,
@@ -235,7 +259,7 @@ def _build(cache: Path, folder: Path, *, show_progress: bool) -> None:
         "own_classes": scanned.classes,
         "directories": scanned.directories,
         "files_digest": files_digest,
-        "fingerprint": _fingerprint(scanned),
+        "fingerprint": packed.fingerprint_of(scanned.classes, vars(scanned)),
         "data": columns.name,
     }
     temporary = cache / "index.json.tmp"  # the lock is held: nobody else writes it
@@ -255,13 +279,6 @@ def _digest_if_small(folder: Path) -> str | None:
         if num_files > _MAX_FILES_CHECKED:
             return None
     return scan.digest_of_files(folder, listings)
-
-
-def _fingerprint(scanned: scan.ScannedFolder) -> str:
-    digest = hashlib.sha256("\0".join(scanned.classes).encode(errors="surrogateescape"))
-    for name in _COLUMNS:
-        digest.update(getattr(scanned, name).data.cast("B"))
-    return digest.hexdigest()
 
 
 @contextmanager

@@ -13,10 +13,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_dist import rng
 from resnet_dist.config import DataConfig
 from resnet_dist.data import augment
+from resnet_dist.data.blocked import Blocks, blocks_of
 from resnet_dist.data.jobs import Job
+from resnet_dist.data.shared_order import shared_permutation
 from resnet_dist.errors import UserError
 from resnet_dist.plan import BatchPlan
 
@@ -53,19 +54,24 @@ def epoch_and_position(step: int, num_samples: int, global_batch_size: int) -> t
 
 
 @lru_cache(maxsize=1)  # the current epoch: once a process, not once a step
-def _epoch_order(seed: int, epoch: int, num_samples: int) -> NDArray[np.integer]:
-    order = rng.permutation(seed, epoch, num_samples)
-    compact = order.astype(np.int32) if num_samples < 2**31 else order
-    compact.setflags(write=False)
-    return compact
+def _epoch_order(
+    seed: int, epoch: int, num_samples: int, blocks: Blocks | None
+) -> NDArray[np.integer]:
+    return shared_permutation(seed, epoch, num_samples, blocks)
 
 
 def sample_ids_of_step(
-    seed: int, step: int, num_samples: int, global_batch_size: int
+    seed: int,
+    step: int,
+    num_samples: int,
+    global_batch_size: int,
+    *,
+    blocks: Blocks | None = None,
 ) -> NDArray[np.int64]:
-    """The samples of a step's global batch over all ranks, `[global_batch_size]` int64."""
+    """The samples of a step's global batch over all ranks, `[global_batch_size]` int64; `blocks`
+    as `blocks_of` gives them for the run's data."""
     epoch, start = epoch_and_position(step, num_samples, global_batch_size)
-    order = _epoch_order(seed, epoch, num_samples)
+    order = _epoch_order(seed, epoch, num_samples, blocks)
     return order[start : start + global_batch_size].astype(np.int64)
 
 
@@ -82,7 +88,7 @@ def train_job(
     """What `rank` computes in micro-batch `micro` of a training step."""
     epoch, start = epoch_and_position(step, len(index), plan.global_batch_size)
     low, high = plan.micro_slice(rank, micro)
-    order = _epoch_order(seed, epoch, len(index))
+    order = _epoch_order(seed, epoch, len(index), blocks_of(data, index))
     sample_ids = order[start + low : start + high].astype(np.int64)
     sizes = np.stack([index.heights[sample_ids], index.widths[sample_ids]], axis=1)
     plan_of_augmentation = augment.draw(data, sizes, seed=seed, epoch=epoch, start=start + low)
@@ -127,9 +133,14 @@ def num_eval_batches(num_samples: int, batch_size: int) -> int:
     return -(-num_samples // batch_size)
 
 
+def sample_ids_of_eval_batch(num_samples: int, batch_size: int, batch: int) -> NDArray[np.int64]:
+    """The samples of an evaluation batch, `[n]` int64, in index order."""
+    return np.arange(batch * batch_size, min((batch + 1) * batch_size, num_samples))
+
+
 def eval_job(data: DataConfig, index: SampleTable, *, batch_size: int, batch: int) -> Job:
     """Evaluation batch number `batch`: the samples [batch * batch_size, ...) in index order."""
-    sample_ids = np.arange(batch * batch_size, min((batch + 1) * batch_size, len(index)))
+    sample_ids = sample_ids_of_eval_batch(len(index), batch_size, batch)
     sizes = np.stack([index.heights[sample_ids], index.widths[sample_ids]], axis=1)
     resized, crops = augment.centre_crops(sizes, data.eval_resize_size, data.eval_size)
     return Job(

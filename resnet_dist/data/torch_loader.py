@@ -19,10 +19,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from resnet_dist.config import DataConfig
 from resnet_dist.data import order, worker
+from resnet_dist.data.blocked import shards_ahead
 from resnet_dist.data.decode import decode_rgb
 from resnet_dist.data.index import Index
 from resnet_dist.data.jobs import Batch, Job
-from resnet_dist.data.store import FolderStore, Store
+from resnet_dist.data.store import Store, open_store
 from resnet_dist.data.transforms import DeviceStage, one_ahead
 from resnet_dist.errors import UserError
 from resnet_dist.plan import BatchPlan
@@ -111,9 +112,16 @@ class _Reader:
     """Runs work items through reader processes and finishes them on the device."""
 
     def __init__(
-        self, data: DataConfig, index: Index, *, device: torch.device, num_workers: int
+        self,
+        data: DataConfig,
+        index: Index,
+        *,
+        device: torch.device,
+        num_workers: int,
+        shards_ahead: int = 0,
     ) -> None:
         self._data = data
+        self._shards_ahead = shards_ahead
         self._index = index
         self._device = device
         self._num_workers = num_workers
@@ -135,7 +143,7 @@ class _Reader:
         dataset = _MicroBatches(
             make_job,
             self._index,
-            FolderStore(self._index),
+            open_store(self._index, self._data, shards_ahead=self._shards_ahead),
             mode=self._data.interpolation,
             shared=self._num_workers > 0,
         )
@@ -191,7 +199,13 @@ class TorchTrainLoader:
     ) -> None:
         self.steps_per_epoch = order.steps_per_epoch(len(index), plan.global_batch_size)
         self._plan = plan
-        self._reader = _Reader(data, index, device=device, num_workers=num_workers)
+        self._reader = _Reader(
+            data,
+            index,
+            device=device,
+            num_workers=num_workers,
+            shards_ahead=shards_ahead(data),
+        )
         self._reader.check_shared_memory(plan.largest_micro_batch, data.train_size)
         self._train_job = partial(order.train_job, data, index, plan=plan, seed=seed, rank=rank)
 

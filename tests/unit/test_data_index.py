@@ -15,7 +15,7 @@ from PIL import Image
 
 from resnet_dist.config import DataConfig
 from resnet_dist.data import index as index_module
-from resnet_dist.data import scan, worker
+from resnet_dist.data import places, scan, worker
 from resnet_dist.data.build import Index, check_splits, open_index
 from resnet_dist.data.store import FolderStore
 from resnet_dist.errors import UserError
@@ -201,10 +201,10 @@ def test_validation_labels_follow_the_training_classes(root: Path, write_image: 
 
 def test_cache_root_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("RESNET_DIST_CACHE", str(tmp_path / "env"))
-    assert index_module.cache_root(DataConfig(cache_dir="/x")) == Path("/x")
-    assert index_module.cache_root(DataConfig()) == tmp_path / "env"
+    assert places.cache_root(DataConfig(cache_dir="/x")) == Path("/x")
+    assert places.cache_root(DataConfig()) == tmp_path / "env"
     monkeypatch.delenv("RESNET_DIST_CACHE")
-    assert index_module.cache_root(DataConfig()) == Path.home() / ".cache/resnet_dist"
+    assert places.cache_root(DataConfig()) == Path.home() / ".cache/resnet_dist"
 
 
 def test_missing_root_and_split(root: Path) -> None:

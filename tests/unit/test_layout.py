@@ -16,12 +16,12 @@ LEVELS = [
     {"config", "plan"},
     {"config_load", "dist"},
     {"data", "models", "optim", "metrics", "checkpoint", "faults"},
-    {"state", "step", "run_folder", "inputs", "report"},
+    {"state", "step", "run_folder", "coverage", "inputs", "report"},
     {"evaluate", "preflight", "resume"},
     {"loop", "divergence"},
     {"parts", "summary"},
     {"train"},
-    {"bench", "selftest"},
+    {"bench", "inspect", "prepare", "selftest"},
 ]
 """A module may import from levels above it in this list, and from its own package."""
 

@@ -1,0 +1,168 @@
+"""`python -m resnet_dist.prepare imagenet|folder|verify`: pack a data set into tar shards.
+
+    python -m resnet_dist.prepare imagenet --train-tar ILSVRC2012_img_train.tar \\
+        --val-tar ILSVRC2012_img_val.tar --devkit ILSVRC2012_devkit_t12.tar.gz --out DIR
+    python -m resnet_dist.prepare folder SRC --out DIR
+    python -m resnet_dist.prepare verify DIR
+
+Then train with data.root=DIR. Killed and given again, a command goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from resnet_dist.errors import UserError
+from resnet_dist.prepare.check import Options
+from resnet_dist.prepare.pack import Packed, pack_split
+from resnet_dist.prepare.shards import Policy
+from resnet_dist.prepare.sources import Expected, Split, read_folder, read_imagenet
+from resnet_dist.prepare.verify import find_splits, verify_split
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command. Returns 0, or 2 with a sentence for each thing that is wrong on stderr."""
+    arguments = _parser().parse_args(argv)
+    try:
+        if arguments.command == "verify":
+            return _verify(arguments.dir)
+        options, policy = _options(arguments), _policy(arguments)
+        for split in _splits(arguments):
+            print(_summary(pack_split(split, arguments.out, options, policy)), flush=True)
+        print(f"train with: python -m resnet_dist.train data.root={arguments.out}")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 128 + signal.SIGINT
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="resnet_dist.prepare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    imagenet = commands.add_parser("imagenet", help="pack ImageNet's archives, read where they are")
+    for name in ("train-tar", "val-tar", "devkit"):
+        imagenet.add_argument(f"--{name}", type=Path, required=True)
+    for name, count in vars(Expected()).items():
+        imagenet.add_argument(
+            f"--expect-{name}", type=int, default=count, metavar="N", help=f"default: {count}"
+        )
+    folder = commands.add_parser("folder", help="pack a folder with one folder a split")
+    folder.add_argument("src", type=Path, metavar="SRC")
+    folder.add_argument("--splits", default="train,val", help="default: train,val")
+    for command in (imagenet, folder):
+        _add_options(command)
+    verify = commands.add_parser("verify", help="read everything again and compare")
+    verify.add_argument("dir", type=Path, metavar="DIR")
+    return parser
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--out", type=Path, required=True, metavar="DIR", help="where the shards are written")
+    add("--samples-per-shard", type=_positive, default=1024, metavar="N", help="default: 1024")
+    add("--max-side", type=_positive, metavar="PX", help="shrink so that no side is longer")
+    add("--short-side", type=_positive, metavar="PX", help="shrink the shorter side to this")
+    add("--quality", type=_quality, default=95, metavar="Q", help="of JPEGs encoded anew (95)")
+    add(
+        "--exact",
+        action="store_true",
+        help="store CMYK images and PNGs that are called JPEG as they are, not as RGB JPEGs",
+    )
+    add("--skip-bad", action="store_true", help="leave out images that cannot be used")
+    add(
+        "--keep-damaged",
+        action="store_true",
+        help="keep images that are damaged inside but decode to their full size",
+    )
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
+def _quality(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= 100:
+        raise argparse.ArgumentTypeError("must lie in 1 to 100")
+    return value
+
+
+def _options(arguments: argparse.Namespace) -> Options:
+    return Options(
+        samples_per_shard=arguments.samples_per_shard,
+        max_side=arguments.max_side,
+        short_side=arguments.short_side,
+        quality=arguments.quality,
+        exact=arguments.exact,
+    )
+
+
+def _policy(arguments: argparse.Namespace) -> Policy:
+    return Policy(skip_bad=arguments.skip_bad, keep_damaged=arguments.keep_damaged)
+
+
+def _splits(arguments: argparse.Namespace) -> list[Split]:
+    print("listing the samples ...", file=sys.stderr, flush=True)
+    if arguments.command == "folder":
+        return read_folder(arguments.src.absolute(), arguments.splits.split(","))
+    expected = Expected(
+        train=arguments.expect_train, val=arguments.expect_val, classes=arguments.expect_classes
+    )
+    return read_imagenet(
+        arguments.train_tar.absolute(),
+        arguments.val_tar.absolute(),
+        arguments.devkit.absolute(),
+        expected,
+    )
+
+
+def _summary(packed: Packed) -> str:
+    manifest = packed.manifest
+    size = sum(shard.num_bytes for shard in manifest.shards)
+    line = (
+        f"{manifest.split}: {manifest.num_samples} images of {len(manifest.classes)} classes in "
+        f"{len(manifest.shards)} shard(s), {size / 1e9:.3g} GB"
+    )
+    if packed.was_complete:
+        line += "; was complete already"
+    else:
+        line += f"; {packed.seconds:.1f} s, {packed.num_kept} shard(s) kept from an earlier call"
+    for what, samples in (
+        ("encoded anew", manifest.reencoded),
+        ("damaged inside but kept", manifest.damaged),
+        ("left out", manifest.skipped),
+    ):
+        if samples:
+            line += f"; {len(samples)} {what} (named in dataset.json)"
+    return line
+
+
+def _verify(folder: Path) -> int:
+    problems = []
+    for split in find_splits(folder.absolute()):
+        found = verify_split(split)
+        problems += found
+        print(f"{split.name}: {f'{len(found)} problem(s)' if found else 'as it was written'}")
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    if problems:
+        print("restore these files from a copy, or prepare the data again", file=sys.stderr)
+    return 2 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
