@@ -10,59 +10,42 @@ another value of them. All others are part of "training is a pure function of (c
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
-from resnet_dist.errors import UserError
-
-
-def _free(default: Any) -> Any:
-    """A field that a resumed run may change: it does not alter what is computed."""
-    return field(default=default, metadata={"exact": False})
-
-
-class _Rules:
-    """Collects every broken rule of a section, so that the user sees them all at once."""
-
-    def __init__(self) -> None:
-        self.broken: list[str] = []
-
-    def require(self, holds: bool, path: str, value: object, rule: str, remedy: str) -> None:
-        if not holds:
-            self.broken.append(f"{path} ({value!r}): {rule}; {remedy}")
-
-    def enforce(self) -> None:
-        if self.broken:
-            raise UserError("\n".join(self.broken))
+from resnet_dist.config.augment import AugmentFields
+from resnet_dist.config.dali import DaliFields
+from resnet_dist.config.rules import Rules, free
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Which run this is, where it lives, and how it starts."""
 
-    name: str = _free("quickstart")
+    name: str = free("quickstart")
     """Name of the run; its folder is `runs/<name>` unless `run.dir` is set."""
-    dir: str | None = _free(None)
+    dir: str | None = free(None)
     """Run folder: resolved config, versions, logs, checkpoints, curves.png."""
-    resume: str = _free("auto")
+    resume: str = free("auto")
     """auto: go on in the run folder if it holds a checkpoint; never: start anew in an empty folder;
     required: fail if there is no checkpoint; PATH: start from that checkpoint file."""
-    evaluate_only: bool = _free(False)
+    evaluate_only: bool = free(False)
     """Evaluate the checkpoint that `run.resume` names, train nothing."""
-    allow_config_change: bool = _free(False)
+    allow_config_change: bool = free(False)
     """Resume although settings that change the mathematics differ from the checkpoint's."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """What is read, and how it becomes a batch."""
+class DataConfig(AugmentFields, DaliFields):
+    """What is read, and how it becomes a batch. More fields are in `resnet_dist.config.augment` and
+    `resnet_dist.config.dali`."""
 
-    root: str | None = _free(None)
+    root: str | None = free(None)
     """Folder with one folder a split, each with one folder a class. None: the embedded data set."""
-    train_split: str = _free("train")
+    train_split: str = free("train")
     """Name of the training folder below `data.root`."""
-    val_split: str = _free("val")
+    val_split: str = free("val")
     """Name of the validation folder below `data.root`."""
-    loader: Literal["auto", "dali", "torch", "synthetic"] = _free("auto")
+    loader: Literal["auto", "dali", "torch", "synthetic"] = free("auto")
     """auto: dali on a GPU, torch on CPU (as fast there, and closer to Pillow: docs/benchmarks)."""
     train_size: int = 224
     """Side of a training crop, pixels."""
@@ -87,15 +70,15 @@ class DataConfig:
     """Mean of R, G, B on a scale of 0 to 1."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     """Standard deviation of R, G, B on a scale of 0 to 1."""
-    num_workers: int | None = _free(None)
+    num_workers: int | None = free(None)
     """Loader processes (torch) or threads (dali) of each rank. None: cores / ranks of the node."""
-    prefetch_batches: int = _free(2)
+    prefetch_batches: int = free(2)
     """Batches in flight for each rank (dali) or each worker (torch)."""
-    cache_dir: str | None = _free(None)
+    cache_dir: str | None = free(None)
     """Where indexes and the embedded data set are kept. None: ~/.cache/resnet_dist."""
 
     def __post_init__(self) -> None:
-        rules = _Rules()
+        rules = Rules()
         for name in ("train_size", "eval_size", "eval_resize_size", "prefetch_batches"):
             value = getattr(self, name)
             rules.require(
@@ -148,13 +131,18 @@ class DataConfig:
             "must not be negative",
             "CIFAR's standard is 4",
         )
+        smallest, name = self.train_size, "data.train_size"
+        if self.progressive_start_size is not None and self.progressive_start_size < smallest:
+            smallest, name = self.progressive_start_size, "data.progressive_start_size"
         rules.require(
-            self.crop != "pad_reflect" or self.crop_padding < self.train_size,
+            self.crop != "pad_reflect" or self.crop_padding < smallest,
             "data.crop_padding",
             self.crop_padding,
-            f"must be less than data.train_size ({self.train_size}), a reflection's most",
+            f"must be less than {name} ({smallest}), a reflection's most",
             "CIFAR's standard is 4",
         )
+        self.check_augmentation(rules, train_size=self.train_size)
+        self.check_dali(rules)
         rules.enforce()
 
 
@@ -180,7 +168,7 @@ class ModelConfig:
     """Added to the variance."""
 
     def __post_init__(self) -> None:
-        rules = _Rules()
+        rules = Rules()
         rules.require(
             self.num_classes is None or self.num_classes >= 2,
             "model.num_classes",
@@ -202,9 +190,9 @@ class TrainConfig:
     """Samples of one step over all ranks. Local and micro-batches follow from it."""
     epochs: int = 90
     """Passes over the training data; the schedules span them."""
-    max_steps: int | None = _free(None)
+    max_steps: int | None = free(None)
     """Stop after this many steps without changing the schedules; None: all epochs."""
-    max_micro_batch_size: int | None = _free(None)
+    max_micro_batch_size: int | None = free(None)
     """Most samples in one forward pass of a rank (memory); None: no limit."""
     accumulation_steps: int | None = None
     """Micro-batches a step. None: the fewest that `max_micro_batch_size` allows. Pin it to keep
@@ -213,12 +201,21 @@ class TrainConfig:
     """Autocast type of the forward pass; float16 adds loss scaling. Weights stay float32."""
     channels_last: bool = True
     """NHWC memory format."""
-    compile: bool = _free(False)
+    compile: bool = free(False)
     """torch.compile the model (equal up to rounding; pays little on CPU)."""
     sync_batch_norm: bool = True
     """Batch statistics over all ranks: the world size does not change the loss curve."""
     label_smoothing: float = 0.0
     """Share of the target spread evenly over all classes (Szegedy et al. 2016)."""
+    loss: Literal["cross_entropy", "binary_cross_entropy"] = "cross_entropy"
+    """Of the training; the validation loss is always the cross-entropy. binary_cross_entropy: one
+    yes-or-no question a class (Wightman et al. 2021, section 2)."""
+    bce_sum_classes: bool = False
+    """Add up the binary cross-entropies of a sample's classes (timm's --bce-sum, composer) instead
+    of taking their mean (timm's default)."""
+    bce_target_threshold: float | None = None
+    """Binary cross-entropy: targets above it count as 1, others as 0 (timm's --bce-target-thresh;
+    0.2 in the recipes A1 to A3). null: targets as they are."""
     clip_grad_norm: float | None = None
     """Largest L2 norm of the whole gradient."""
     clip_grad_value: float | None = None
@@ -227,13 +224,13 @@ class TrainConfig:
     """Decay of an exponential moving average of the weights, evaluated too. None: none is kept."""
     ema_every_steps: int = 1
     """Steps between updates of the average."""
-    num_threads: int | None = _free(None)
+    num_threads: int | None = free(None)
     """CPU threads of each rank's tensor operations. None: cores / ranks of the node."""
-    deterministic: bool = _free(False)
+    deterministic: bool = free(False)
     """Deterministic GPU kernels: bit for bit equal runs, slower. CPU runs always are."""
 
     def __post_init__(self) -> None:
-        rules = _Rules()
+        rules = Rules()
         for name in ("global_batch_size", "epochs", "ema_every_steps"):
             value = getattr(self, name)
             rules.require(
@@ -254,6 +251,22 @@ class TrainConfig:
             self.label_smoothing,
             "must lie in [0, 1)",
             "0.1 is usual",
+        )
+        for name in ("bce_sum_classes", "bce_target_threshold"):
+            value = getattr(self, name)
+            rules.require(
+                self.loss == "binary_cross_entropy" or not value,
+                f"train.{name}",
+                value,
+                "needs train.loss=binary_cross_entropy",
+                "leave it out, or set that loss",
+            )
+        rules.require(
+            self.bce_target_threshold is None or 0 <= self.bce_target_threshold < 1,
+            "train.bce_target_threshold",
+            self.bce_target_threshold,
+            "must lie in [0, 1)",
+            "0.2 is usual",
         )
         rules.require(
             self.clip_grad_norm is None or self.clip_grad_value is None,
@@ -303,7 +316,7 @@ class OptimConfig:
     """Also decay batch norm's parameters and biases (torchvision's first recipes did)."""
 
     def __post_init__(self) -> None:
-        rules = _Rules()
+        rules = Rules()
         rules.require(self.lr > 0, "optim.lr", self.lr, "must be positive", "0.1 per 256 is usual")
         rules.require(
             self.weight_decay >= 0,
@@ -369,7 +382,7 @@ class ScheduleConfig:
     """Momentum at one_cycle's start and end."""
 
     def __post_init__(self) -> None:
-        rules = _Rules()
+        rules = Rules()
         rules.require(
             self.warmup_epochs >= 0,
             "schedule.warmup_epochs",
@@ -417,13 +430,16 @@ class ScheduleConfig:
 class EvalConfig:
     """Evaluation."""
 
-    batch_size: int = _free(256)
+    batch_size: int = free(256)
     """Samples of one forward pass. Whole batches go to the ranks in turn."""
-    every_epochs: int = _free(1)
+    every_epochs: int = free(1)
     """Epochs between evaluations; the last epoch is always evaluated."""
+    flip: bool = False
+    """Evaluate each image and its mirror image, and take the mean of the logits (ffcv's test-time
+    augmentation). Twice the work."""
 
     def __post_init__(self) -> None:
-        rules = _Rules()
+        rules = Rules()
         for name in ("batch_size", "every_epochs"):
             value = getattr(self, name)
             rules.require(
@@ -436,19 +452,19 @@ class EvalConfig:
 class CheckpointConfig:
     """When to save, and what to keep."""
 
-    every_steps: int | None = _free(None)
+    every_steps: int | None = free(None)
     """Steps between saves, besides those at the end of epochs."""
-    every_epochs: int = _free(1)
+    every_epochs: int = free(1)
     """Epochs between saves; the last step is always saved."""
-    keep_last: int = _free(3)
+    keep_last: int = free(3)
     """Newest checkpoints to keep."""
-    keep_best: bool = _free(True)
+    keep_best: bool = free(True)
     """Also keep the checkpoint of the best validation top-1, as best.pt."""
-    max_failures: int = _free(10)
+    max_failures: int = free(10)
     """Saves that may fail one after another (a full disk) before the run ends."""
 
     def __post_init__(self) -> None:
-        rules = _Rules()
+        rules = Rules()
         rules.require(
             self.every_steps is None or self.every_steps >= 1,
             "checkpoint.every_steps",
@@ -468,15 +484,15 @@ class CheckpointConfig:
 class LogConfig:
     """What is shown and recorded."""
 
-    every_steps: int = _free(50)
+    every_steps: int = free(50)
     """Steps between records; the device is read only then."""
-    tensorboard: bool = _free(True)
+    tensorboard: bool = free(True)
     """Write TensorBoard events to the run folder."""
-    progress: Literal["auto", "bar", "lines"] = _free("auto")
+    progress: Literal["auto", "bar", "lines"] = free("auto")
     """auto: a bar on a terminal, a line a record otherwise."""
 
     def __post_init__(self) -> None:
-        rules = _Rules()
+        rules = Rules()
         rules.require(
             self.every_steps >= 1, "log.every_steps", self.every_steps, "must be at least 1", "50"
         )
@@ -487,18 +503,18 @@ class LogConfig:
 class DistConfig:
     """The process group."""
 
-    timeout_s: float = _free(600.0)
+    timeout_s: float = free(600.0)
     """A collective that takes longer ends the run (so that it can be restarted), seconds."""
-    bucket_cap_mb: float = _free(25.0)
+    bucket_cap_mb: float = free(25.0)
     """Size of DDP's gradient buckets, MiB."""
-    world_size: int | None = _free(None)
+    world_size: int | None = free(None)
     """Number of ranks to insist on. None: whatever torchrun started."""
-    flight_recorder_entries: int = _free(2000)
+    flight_recorder_entries: int = free(2000)
     """Collectives that NCCL keeps in mind and writes to `flight_recorder/` in the run folder when
     one times out, about 1 KB each. 0: none."""
 
     def __post_init__(self) -> None:
-        rules = _Rules()
+        rules = Rules()
         for name in ("timeout_s", "bucket_cap_mb"):
             value = getattr(self, name)
             rules.require(
@@ -525,21 +541,21 @@ class DistConfig:
 class FaultsConfig:
     """What is watched while the run goes on, and when it gives up."""
 
-    max_skipped_steps: int = _free(20)
+    max_skipped_steps: int = free(20)
     """Steps in a row whose loss or gradients are not finite. They are skipped (no update); after
     as many the run goes back to its last good checkpoint once, and then stops with a diagnosis."""
-    watchdog_s: float | None = _free(1200.0)
+    watchdog_s: float | None = free(1200.0)
     """A rank that gets no further for this long writes down its stacks and ends, so that it can be
     started again, seconds. More than dist.timeout_s, so that an error has the first word. null: no
     watchdog."""
-    replica_check_every_steps: int | None = _free(500)
+    replica_check_every_steps: int | None = free(500)
     """Steps between comparisons of all ranks' weights; also before the checkpoint of an epoch.
     null: never."""
-    straggler_factor: float = _free(1.5)
+    straggler_factor: float = free(1.5)
     """A rank is named as slow when it takes this many times the median rank's time."""
 
     def __post_init__(self) -> None:
-        rules = _Rules()
+        rules = Rules()
         rules.require(
             self.max_skipped_steps >= 1,
             "faults.max_skipped_steps",
@@ -590,7 +606,7 @@ class Config:
     faults: FaultsConfig = field(default_factory=FaultsConfig)
 
     def __post_init__(self) -> None:
-        rules = _Rules()
+        rules = Rules()
         rules.require(
             0 <= self.seed < 2**63, "seed", self.seed, "must lie in [0, 2**63)", "0 is fine"
         )
@@ -600,5 +616,19 @@ class Config:
             self.schedule.warmup_epochs,
             f"must be less than train.epochs ({self.train.epochs})",
             "shorten the warm-up or train longer",
+        )
+        rules.require(
+            self.data.repeats == 1 or 2 * self.data.repeats <= self.train.global_batch_size,
+            "data.repeats",
+            self.data.repeats,
+            f"must be at most half of train.global_batch_size ({self.train.global_batch_size})",
+            "3 or 4 is usual",
+        )
+        rules.require(
+            self.data.image_dtype in ("float32", self.train.precision),
+            "data.image_dtype",
+            self.data.image_dtype,
+            f"must be float32 or train.precision ({self.train.precision})",
+            "another type would be rounded twice",
         )
         rules.enforce()
