@@ -631,4 +631,11 @@ class Config:
             f"must be float32 or train.precision ({self.train.precision})",
             "another type would be rounded twice",
         )
+        rules.require(
+            not self.data.pad_channels or self.model.name != "resnet9",
+            "data.pad_channels",
+            self.data.pad_channels,
+            "does not go with model.name=resnet9, which takes three channels",
+            "leave it out",
+        )
         rules.enforce()

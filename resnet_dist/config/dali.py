@@ -1,6 +1,6 @@
-"""Settings of the DALI loader and of the batches it makes on GPUs: a part of section `data`.
+"""Settings of DALI on GPUs, and of the form that batches have: a part of section `data`.
 
-None of them changes what is computed.
+None of them changes what is computed, but for rounding.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from resnet_dist.config.rules import Rules, free
 
 @dataclass(frozen=True, kw_only=True)
 class DaliFields:
-    """How DALI uses a GPU. On CPU only `image_dtype` has an effect."""
+    """How DALI uses a GPU; of every loader: the type and the channels of images."""
 
     hw_decoder_load: float = free(0.65)
     """Share of the JPEGs for the GPU's decoding engine (A100, H100 and later), the rest is decoded
@@ -27,6 +27,9 @@ class DaliFields:
     image_dtype: Literal["float32", "float16", "bfloat16"] = free("float32")
     """Type of a batch's images, float32 or `train.precision`: autocast would round them to that
     anyway, so a smaller type only saves memory traffic."""
+    pad_channels: bool = free(False)
+    """Give images a fourth channel of zeros: 16-bit channels-last convolutions like groups of four.
+    cuDNN pads by itself where it must, so measure first. Not for resnet9."""
 
     def check_dali(self, rules: Rules) -> None:
         """Add the rules of these fields."""

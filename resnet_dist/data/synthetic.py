@@ -71,8 +71,7 @@ def _make_pool(
     images = torch.from_numpy(pixels[:, : size * size * 3].reshape(num, size, size, 3))
     labels = torch.from_numpy((words[:, 0] % np.uint64(num_classes)).astype(np.int64))
     stage = DeviceStage(data, device)
-    normalised = stage.normalise(images.to(device)).to(getattr(torch, data.image_dtype))
-    return _Pool(normalised, labels.to(device))
+    return _Pool(stage.shape(stage.normalise(images.to(device))), labels.to(device))
 
 
 class SyntheticTrainLoader:

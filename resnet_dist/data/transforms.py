@@ -45,6 +45,7 @@ class DeviceStage:
     def __init__(self, data: DataConfig, device: torch.device) -> None:
         self._device = device
         self._dtype = getattr(torch, data.image_dtype)
+        self._pads = data.pad_channels
         self._buffers = HostBuffers()
         self._mix_buffers = HostBuffers()
         mean = torch.tensor(data.mean, dtype=torch.float64)
@@ -76,6 +77,16 @@ class DeviceStage:
         torch.addcmul(self._bias.repeat(width), rows, self._scale.repeat(width), out=rows)
         return rows.view(n, height, width, 3).permute(0, 3, 1, 2)
 
+    def shape(self, images: torch.Tensor) -> torch.Tensor:
+        """The type and the channels that `data` asks for, from `[n, 3, S, S]` float32, in
+        channels-last memory format; at most one copy."""
+        if not self._pads:
+            return images.to(self._dtype)
+        n, _, height, width = images.shape
+        padded = torch.zeros(n, height, width, 4, dtype=self._dtype, device=images.device)
+        padded[..., :3] = images.permute(0, 2, 3, 1)
+        return padded.permute(0, 3, 1, 2)
+
     def finish(self, images: torch.Tensor, job: Job) -> Batch:
         """Erase, mix and label normalised images, `[n, 3, size, size]` float32 channels-last on the
         device. May write into them."""
@@ -88,7 +99,7 @@ class DeviceStage:
             labels = labels[job.own]
         return Batch(
             step=job.step,
-            images=images.to(self._dtype),
+            images=self.shape(images),
             labels=to_device(labels, self._device),
             sample_ids=job.sample_ids[job.own],
             mixed=mixed,
@@ -97,6 +108,7 @@ class DeviceStage:
 
 def to_uint8(images: torch.Tensor, data: DataConfig) -> torch.Tensor:
     """Undo the normalisation, for people to look at: `[n, 3, S, S]` uint8 on the CPU."""
+    images = images[:, :3]
     mean = torch.tensor(data.mean)[:, None, None]
     std = torch.tensor(data.std)[:, None, None]
     return ((images.cpu() * std + mean) * 255.0).round().clamp(0, 255).to(torch.uint8)

@@ -83,6 +83,10 @@ def test_half_precision_batches_are_channels_last(
         assert rounded.images.dtype == getattr(torch, dtype)
         assert rounded.images.is_contiguous(memory_format=torch.channels_last)
         assert torch.equal(batch.images.to(rounded.images.dtype), rounded.images)
+    padded = batches(replace(data, loader=loader, image_dtype=dtype, pad_channels=True), GPU)[0]
+    assert padded.images.shape[1] == 4
+    assert padded.images.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(padded.images[:, :3], whole[0].images.to(padded.images.dtype))
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from resnet_dist.config import DataConfig
 from resnet_dist.data import build, torch_loader, worker
 from resnet_dist.data.build import Batch, Index, open_index, train_job
 from resnet_dist.data.jobs import Job
-from resnet_dist.data.transforms import DeviceStage, shift_and_flip
+from resnet_dist.data.transforms import DeviceStage, shift_and_flip, to_uint8
 from resnet_dist.errors import UserError
 from resnet_dist.plan import BatchPlan
 from tests.launch import share_fork_server
@@ -120,6 +120,21 @@ def test_a_smaller_type_is_the_rounded_batch(data: DataConfig, loader: Literal["
         assert torch.equal(images[0].to(rounded.dtype), rounded)
         assert rounded.is_contiguous(memory_format=torch.channels_last)
     assert [batch.dtype for batch in images] == [torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("loader", ["torch", "dali", "synthetic"])
+def test_padded_batches_have_a_channel_of_zeros(data: DataConfig, loader: Literal["torch"]) -> None:
+    data = replace(data, loader=loader, mixup_alpha=0.5, image_dtype="bfloat16")
+    index = open_split(data) if loader != "synthetic" else None
+    plain, padded = (
+        train_batches(replace(data, pad_channels=pads), index, (0, 1), plan=BatchPlan(8, 1, 1))[0]
+        for pads in (False, True)
+    )
+    assert padded.images.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(padded.images[:, :3], plain.images)
+    assert padded.images.shape[1] == 4
+    assert not padded.images[:, 3].any()
+    assert torch.equal(to_uint8(padded.images, data), to_uint8(plain.images, data))
 
 
 def denormalise(data: DataConfig, images: torch.Tensor) -> torch.Tensor:
