@@ -14,10 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resnet_dist.config import DataConfig
+from resnet_dist.config_load import load_config
 from resnet_dist.data import augment, build, order
 from resnet_dist.data.build import open_index
 from resnet_dist.errors import UserError
 from resnet_dist.plan import BatchPlan
+from resnet_dist.summary import derived_lines
 
 CPU = torch.device("cpu")
 
@@ -75,8 +77,6 @@ def test_repeats_are_augmented_anew_and_do_not_depend_on_the_ranks() -> None:
 
 
 def test_too_many_repeats_are_refused() -> None:
-    from resnet_dist.config_load import load_config
-
     with pytest.raises(UserError, match=r"data.repeats \(5\): must be at most half of .* \(8\)"):
         load_config([], ["data.repeats=5", "train.global_batch_size=8"])
 
@@ -155,3 +155,20 @@ def test_loaders_change_the_size_without_a_new_start(
     if loader != "synthetic":
         fixed = batches(replace(data, progressive_start_size=None))
         assert torch.equal(torch.cat(images[6:]), torch.cat(fixed[6:]))
+
+
+def test_a_run_says_what_is_unusual_about_its_images() -> None:
+    config = load_config(
+        ["resnet50"],
+        [
+            "data.repeats=4",
+            "data.train_size=192",
+            "data.progressive_start_size=160",
+            "data.progressive_epochs=[11,13]",
+        ],
+    ).config
+    lines = derived_lines(config, 1_281_167, 8)
+    assert "repeats: 320256 different samples an epoch, 4 times each" in lines
+    assert "image size, px: 160 from epoch 0, 192 from epoch 12" in lines
+    plain = derived_lines(load_config(["resnet50"]).config, 1_281_167, 8)
+    assert not any("repeats" in line or "image size" in line for line in plain)
