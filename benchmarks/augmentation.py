@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from loaders import MEAN, SIZE, STD, Rate, Setup, measure, print_versions, read_rgb
+from loaders import MEAN, SIZE, STD, Rate, Setup, measure, print_versions, read_rgb, repeated
 from torch.nn import functional
 from torch.utils.data import DataLoader, default_collate
 from torchvision import datasets
@@ -74,7 +73,6 @@ def theirs(images: torch.Tensor, code: Code, magnitude: float) -> torch.Tensor:
 
 def print_operations(images: torch.Tensor) -> None:
     """A row an operation, as Markdown."""
-    torch.set_num_threads(1)
     print("| operation | each: mean (largest) | batched: mean (largest) | each, ms | batched, ms |")
     print("|---|---:|---:|---:|---:|")
     for code in Code:
@@ -205,11 +203,10 @@ def main() -> None:
     args = parser.parse_args()
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", message="Corrupt EXIF data")
+    torch.set_num_threads(1)  # more of them wait busily for each other, which counts as work
     print_operations(sample_images(args.images))
-    torch.set_num_threads(2)
-    with tempfile.TemporaryDirectory() as root:
-        (Path(root) / "train").symlink_to(args.images.resolve())
-        setup = Setup(Path(root), batch_size=64, num_workers=2)
+    with repeated(args.images, at_least=10_000) as root:
+        setup = Setup(root, batch_size=64, num_workers=2)
         print_versions(setup)
         print_loaders(setup, args.rounds, args.seconds)
 
