@@ -46,7 +46,7 @@ def bare_step(state: TrainState, parts: Parts, batch: Batch) -> None:
     for group in state.optimizer.param_groups:
         group["lr"] = parts.lr_of(batch.step)
     logits = state.model(batch.images)
-    loss = cross_entropy(logits, batch.labels, label_smoothing=parts.settings.label_smoothing)
+    loss = cross_entropy(logits, batch.labels, label_smoothing=parts.settings.loss.label_smoothing)
     loss.backward()  # type: ignore[no-untyped-call]
     state.optimizer.step()
     state.optimizer.zero_grad()

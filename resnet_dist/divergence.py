@@ -58,6 +58,7 @@ def _samples(config: Config, inputs: Inputs, plan: BatchPlan, rank: int, counts:
         counts.own_loss_step,
         len(inputs.train),
         config.train.global_batch_size,
+        repeats=config.data.repeats,
         blocks=blocks_of(inputs.data, inputs.train),
     )
     own = [

@@ -245,5 +245,6 @@ def _evaluate(model: nn.Module, parts: Parts, prefix: str) -> dict[str, float]:
         parts.eval_loader,
         world=parts.world,
         autocast_dtype=parts.settings.autocast_dtype,
+        flip=parts.cadence.eval.flip,
     )
     return {f"{prefix}{name}": value for name, value in result.items() if name != "samples"}

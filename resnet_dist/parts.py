@@ -30,6 +30,7 @@ from resnet_dist.faults.stop import StopSignal
 from resnet_dist.faults.watchdog import Watchdog
 from resnet_dist.inputs import Inputs
 from resnet_dist.loop import Cadence, Parts
+from resnet_dist.loss import LossSettings
 from resnet_dist.metrics.meters import TrainMeter
 from resnet_dist.metrics.recorder import Recorder, build_recorder
 from resnet_dist.metrics.throughput import Throughput
@@ -167,7 +168,12 @@ def step_settings(train: TrainConfig, plan: BatchPlan) -> StepSettings:
         accumulation_steps=plan.accumulation_steps,
         gradient_scale=plan.world_size / train.global_batch_size,
         autocast_dtype=AUTOCAST[train.precision],
-        label_smoothing=train.label_smoothing,
+        loss=LossSettings(
+            name=train.loss,
+            label_smoothing=train.label_smoothing,
+            sums_classes=train.bce_sum_classes,
+            target_threshold=train.bce_target_threshold,
+        ),
         clip_grad_norm=train.clip_grad_norm,
         clip_grad_value=train.clip_grad_value,
     )

@@ -24,6 +24,9 @@ class Stream(IntEnum):
     CROP_FLIP = 2
     SYNTHETIC = 3
     SHAPES = 4
+    MIX = 16
+    ERASE = 17
+    OPERATIONS = 18
     SHARDS = 32
     BLOCKS = 33
     BLOCK_SPREAD = 34

@@ -11,15 +11,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
 
 from resnet_dist.data.jobs import Batch
 from resnet_dist.failpoints import failpoint
 from resnet_dist.faults.non_finite import NonFiniteGuard
 from resnet_dist.faults.replicas import flip_a_bit
+from resnet_dist.loss import LossSettings, loss_sum, main_labels
 
 OnLogits = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
-"""Called with the summed loss (scalar), logits `[n, classes]` and labels `[n]`, detached."""
+"""Called with the summed loss (scalar), logits `[n, classes]` and main labels `[n]`, detached."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class StepSettings:
     over the global batch, given that DDP averages over the ranks. Local sizes may differ."""
     autocast_dtype: torch.dtype | None
     """None: float32."""
-    label_smoothing: float
+    loss: LossSettings
     clip_grad_norm: float | None
     clip_grad_value: float | None
 
@@ -62,12 +62,12 @@ def train_step(
         with _gradient_sync(network, is_last):
             with autocast(batch.images.device, settings.autocast_dtype):
                 logits = network(batch.images)
-            loss = loss_sum(logits, batch.labels, label_smoothing=settings.label_smoothing)
+            loss = loss_sum(logits, batch.labels, batch.mixed, settings.loss)
             if failpoint("step.loss"):
                 loss = loss * float("nan")
             checked = guard.check_loss(loss)
             scaler.scale(checked * settings.gradient_scale).backward()  # type: ignore[no-untyped-call]
-        on_logits(loss.detach(), logits.detach(), batch.labels)
+        on_logits(loss.detach(), logits.detach(), main_labels(batch))
     failpoint("step.before_optimizer")
     scaler.unscale_(optimizer)
     grad_norm = _total_norm(network)
@@ -85,11 +85,6 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContext
     if dtype is None:
         return nullcontext()
     return torch.autocast(device.type, dtype=dtype)
-
-
-def loss_sum(logits: torch.Tensor, labels: torch.Tensor, *, label_smoothing: float) -> torch.Tensor:
-    """Cross-entropy summed over a batch, float32 scalar, from `[n, classes]` and `[n]` int64."""
-    return cross_entropy(logits.float(), labels, label_smoothing=label_smoothing, reduction="sum")
 
 
 def _gradient_sync(network: nn.Module, is_last: bool) -> AbstractContextManager[object]:

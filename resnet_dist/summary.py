@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 from resnet_dist.checkpoint.manager import Loaded
-from resnet_dist.config import Config
+from resnet_dist.config import Config, DataConfig
 from resnet_dist.config_load import Resolved, describe
+from resnet_dist.data.augment import train_size
 from resnet_dist.dist import World, launched_ranks
 from resnet_dist.errors import UserError
 from resnet_dist.inputs import Inputs, open_inputs
@@ -58,8 +59,23 @@ def derived_lines(config: Config, num_samples: int, world_size: int) -> list[str
         f"each epoch, others in another epoch)",
         f"steps: {steps} an epoch, {total} in all",
         *_batch_lines(plan),
+        *_sample_lines(config.data, steps * train.global_batch_size, train.epochs),
         f"learning rate: {rates}",
     ]
+
+
+def _sample_lines(data: DataConfig, samples: int, epochs: int) -> list[str]:
+    """What is unusual about the training images; `samples` are those of an epoch."""
+    lines = []
+    if data.repeats > 1:
+        distinct = -(-samples // data.repeats)
+        lines.append(f"repeats: {distinct} different samples an epoch, {data.repeats} times each")
+    if data.progressive_start_size is not None:
+        sizes = [train_size(data, epoch) for epoch in range(epochs)]
+        changes = [i for i in range(epochs) if i == 0 or sizes[i] != sizes[i - 1]]
+        steps = ", ".join(f"{sizes[epoch]} from epoch {epoch}" for epoch in changes)
+        lines.append(f"image size, px: {steps}")
+    return lines
 
 
 def _batch_lines(plan: BatchPlan) -> list[str]:

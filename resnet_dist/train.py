@@ -191,7 +191,9 @@ def evaluate_only(config: Config, state: TrainState, inputs: Inputs, world: Worl
     loader = eval_loader(config, inputs, world)
     dtype = AUTOCAST[config.train.precision]
     for prefix, model in models.items():
-        result = sync_evaluate(model, loader, world=world, autocast_dtype=dtype)
+        result = sync_evaluate(
+            model, loader, world=world, autocast_dtype=dtype, flip=config.eval.flip
+        )
         if world.is_main:
             print(summary.evaluation_line(prefix, state.step, result), flush=True)
     return 0

@@ -1,7 +1,8 @@
-"""Augmentation parameters: where each image is cut, and whether it is mirrored.
+"""Augmentation parameters: where each image is cut, whether it is mirrored, what is erased.
 
-Owns torchvision's definitions of RandomResizedCrop, Resize, CenterCrop and padded RandomCrop as
-pure functions of (seed, epoch, position in the epoch's order). Touches no pixel.
+Owns torchvision's definitions of RandomResizedCrop, Resize, CenterCrop, padded RandomCrop and
+RandomErasing as pure functions of (seed, epoch, position in the epoch's order), and the side of
+the training crop as a function of the epoch. Touches no pixel.
 """
 
 from __future__ import annotations
@@ -49,6 +50,60 @@ def draw(
     span = 2 * data.crop_padding + 1
     shifts = (uniform[:, _ROW_WORD : _COLUMN_WORD + 1] * span).astype(np.int32)
     return Augmentation(whole_images(sizes), shifts - np.int32(data.crop_padding), flips)
+
+
+def train_size(data: DataConfig, epoch: int) -> int:
+    """Side of the training crops of an epoch, pixels (ffcv-imagenet's `get_resolution`)."""
+    start, (first, last) = data.progressive_start_size, data.progressive_epochs
+    if start is None or epoch >= last:
+        return data.train_size
+    if epoch <= first:
+        return start
+    side = start + (data.train_size - start) * (epoch - first) / (last - first)
+    rounded = round(side / data.progressive_multiple) * data.progressive_multiple
+    return min(max(rounded, start), data.train_size)
+
+
+def draw_erased(
+    data: DataConfig, num: int, *, seed: int, epoch: int, start: int, size: int
+) -> NDArray[np.int32] | None:
+    """`[num, 4]` int32 rectangles (top, left, height, width) to erase in the images at
+    [start, start + num) of an epoch's order, zeros for none; None if erasing is off."""
+    if data.erase_probability == 0:
+        return None
+    words = rng.random_words(seed, rng.Stream.ERASE, epoch, start=start, count=num, words=_WORDS)
+    uniform = rng.to_uniform(words)
+    boxes = erased_boxes(size, data.erase_scale, data.erase_ratio, uniform)
+    boxes[uniform[:, _FLIP_WORD] >= data.erase_probability] = 0
+    return boxes
+
+
+def erased_boxes(
+    size: int,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    uniform: NDArray[np.float64],
+) -> NDArray[np.int32]:
+    """`[n, 4]` int32 rectangles as torchvision's `RandomErasing.make_params` finds them in an image
+    of `size` x `size`: the first of ten attempts that is smaller than the image on both sides, else
+    none (Zhong et al. 2017, algorithm 1).
+
+    `uniform` is `[n, >= 22]` in [0, 1): area and ratio of each attempt, then row and column.
+    """
+    attempts = uniform[:, :_ROW_WORD].reshape(-1, _ATTEMPTS, 2)
+    areas = size * size * (scale[0] + (scale[1] - scale[0]) * attempts[..., 0])
+    log_low, log_high = np.log(ratio[0]), np.log(ratio[1])
+    ratios = np.exp(log_low + (log_high - log_low) * attempts[..., 1])
+    tried_h = np.rint(np.sqrt(areas * ratios)).astype(np.int64)
+    tried_w = np.rint(np.sqrt(areas / ratios)).astype(np.int64)
+    fits = (tried_h < size) & (tried_w < size)
+    rows = np.arange(len(uniform))
+    first = fits.argmax(axis=1)
+    h, w = tried_h[rows, first], tried_w[rows, first]
+    top = (uniform[:, _ROW_WORD] * (size - h + 1)).astype(np.int64)
+    left = (uniform[:, _COLUMN_WORD] * (size - w + 1)).astype(np.int64)
+    boxes = np.stack([top, left, h, w], axis=1)
+    return np.where(fits[rows, first][:, None], boxes, 0).astype(np.int32)
 
 
 def random_resized_windows(

@@ -1,4 +1,4 @@
-"""Host memory for batches that is used again.
+"""Host memory for batches that is used again, and the way from there to the device.
 
 Owns blocks of float32. Fresh memory of a batch's size comes from the kernel page by page, each
 cleared first: that takes three times as long as the arithmetic that fills it.
@@ -33,3 +33,12 @@ class HostBuffers:
         view = block[:]
         weakref.finalize(view, self._free.append, block).atexit = False
         return torch.from_numpy(view)
+
+
+def to_device(array: NDArray[np.generic], device: torch.device) -> torch.Tensor:
+    """A tensor of an array on the device; the host does not wait for the copy. On the CPU it may
+    share the array's memory."""
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor

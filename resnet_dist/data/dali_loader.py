@@ -13,7 +13,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 
 from resnet_dist.config import DataConfig
@@ -146,9 +145,10 @@ class _Decoder:
         device: torch.device,
         num_workers: int,
         batch_size: int,
-        has_shifts: bool,
+        is_plain: bool,
         shards_ahead: int = 0,
     ) -> None:
+        """`is_plain`: jobs have neither shifts nor operations."""
         self._shards_ahead = shards_ahead
         self._index = index
         self._device = device
@@ -162,9 +162,9 @@ class _Decoder:
             max_height=int(index.heights.max()),
             max_width=int(index.widths.max()),
             # On CPU DALI's threads are the faster place for it, and their memory is used again,
-            # while 40 MB of fresh pages a batch cost torch three times the arithmetic. A shift
-            # reads uint8, and a GPU normalises for nothing.
-            normalises=device.type == "cpu" and not has_shifts,
+            # while 40 MB of fresh pages a batch cost torch three times the arithmetic. Shifts and
+            # operations read uint8, and a GPU normalises for nothing.
+            normalises=device.type == "cpu" and is_plain,
         )
 
     def run(self, make_job: Callable[[int], Job], items: range) -> Generator[Batch, None, None]:
@@ -205,12 +205,7 @@ class _Decoder:
         job, images = stream.next_output(self._index)
         if not self._graph.normalises:
             return self._stage(images, job, is_flipped=True)
-        return Batch(
-            step=job.step,
-            images=images.permute(0, 3, 1, 2),
-            labels=torch.from_numpy(np.ascontiguousarray(job.labels)),
-            sample_ids=job.sample_ids,
-        )
+        return self._stage.finish(images.permute(0, 3, 1, 2), job)
 
 
 class DaliTrainLoader:
@@ -236,8 +231,8 @@ class DaliTrainLoader:
             index,
             device=device,
             num_workers=num_workers,
-            batch_size=plan.largest_micro_batch,
-            has_shifts=data.crop == "pad_reflect",
+            batch_size=order.largest_job(data, plan),
+            is_plain=data.crop != "pad_reflect" and not data.has_operations,
             shards_ahead=shards_ahead(data),
         )
         self._train_job = partial(order.train_job, data, index, plan=plan, seed=seed, rank=rank)
@@ -279,7 +274,7 @@ class DaliEvalLoader:
             device=device,
             num_workers=num_workers,
             batch_size=min(batch_size, len(index)),
-            has_shifts=False,
+            is_plain=True,
         )
         self._eval_job = partial(order.eval_job, data, index, batch_size=batch_size)
 

@@ -29,9 +29,6 @@ except ImportError as error:
 
 dali: Any = _dali  # its own type stubs lack what they generate at run time
 
-_HW_DECODER_LOAD = 0.65  # share of JPEGs for the GPU's decoder engine, DALI's own default
-_MAX_PREALLOCATED_SIDE = 8192  # one huge image must not reserve the memory for a batch of them
-
 
 @dataclass(frozen=True)
 class Feed:
@@ -98,6 +95,7 @@ class Graph:
             num_threads=self.num_threads,
             device_id=(self.device.index or 0) if is_gpu else None,
             prefetch_queue_depth=prefetch,
+            set_affinity=is_gpu and self.data.set_affinity,
         )
         with pipeline:
             encoded, starts, shapes, roi_starts, roi_ends, sizes = dali.fn.external_source(
@@ -140,9 +138,8 @@ class Graph:
     def _gpu_decoder(self) -> dict[str, Any]:
         return {
             "device": "mixed",
-            "hw_decoder_load": _HW_DECODER_LOAD,
-            # Buffers that grow with the largest image seen look like a leak for epochs.
-            "preallocate_height_hint": min(self.max_height, _MAX_PREALLOCATED_SIDE),
-            "preallocate_width_hint": min(self.max_width, _MAX_PREALLOCATED_SIDE),
+            "hw_decoder_load": self.data.hw_decoder_load,
+            "preallocate_height_hint": min(self.max_height, self.data.max_preallocated_side),
+            "preallocate_width_hint": min(self.max_width, self.data.max_preallocated_side),
             "jpeg_fancy_upsampling": True,  # as libjpeg, so that all loaders see the same pixels
         }

@@ -17,11 +17,43 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Operations:
+    """Operations on uint8 images, k for each of n, one after the other."""
+
+    codes: NDArray[np.int8]
+    """`[n, k]` values of `resnet_dist.data.operations.Code`."""
+    magnitudes: NDArray[np.float64]
+    """`[n, k]` what torchvision's functional of that operation takes."""
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Which rows of a job are mixed, and how.
+
+    Row i becomes image_i * share + partner_i * (1 - share), or, where `is_cut`, image_i with the
+    partner's pixels in the box.
+    """
+
+    own: slice
+    """Rows that the batch keeps. The job has at most one more at each end: the partner of a sample
+    at the edge of the micro-batch, which is another rank's or another micro-batch's."""
+    partners: NDArray[np.int64]
+    """`[n]` row of the partner; a row that is its own partner stays as it is."""
+    shares: NDArray[np.float32]
+    """`[n]` weight of the own label; the partner's is 1 - share."""
+    boxes: NDArray[np.int32]
+    """`[n, 4]` top, left, height, width, pixels; zeros where nothing is cut."""
+    is_cut: NDArray[np.bool_]
+    """`[n]`"""
+
+
+@dataclass(frozen=True)
 class Job:
     """One micro-batch of n samples, decided but not yet decoded.
 
     For each sample: decode, take the window, resize it (antialiased), cut a `size` x `size` crop
-    out of the result, shift it with reflected borders (where `shifts` is given), flip it.
+    out of the result, shift it with reflected borders (where `shifts` is given), flip it, apply the
+    operations, normalise, erase; then mix them.
     """
 
     step: int
@@ -42,9 +74,30 @@ class Job:
     """`[n]` whether to mirror left and right."""
     size: int
     """Side of the result, pixels."""
+    operations: Operations | None = None
+    """None: none."""
+    erased: NDArray[np.int32] | None = None
+    """`[n, 4]` top, left, height, width of the erased rectangle, zeros where there is none."""
+    mix: Mix | None = None
+    """None: nothing is mixed, and all rows are the micro-batch's own."""
+
+    @property
+    def own(self) -> slice:
+        """The rows that are this micro-batch's; others are only there to be mixed in."""
+        return self.mix.own if self.mix is not None else slice(0, len(self))
 
     def __len__(self) -> int:
         return len(self.sample_ids)
+
+
+@dataclass(frozen=True)
+class MixedLabels:
+    """The second label of each image of a batch, on the device."""
+
+    partners: torch.Tensor
+    """`[n]` int64 labels of what was mixed in."""
+    shares: torch.Tensor
+    """`[n]` float32 weight of the first label; the second's is 1 - share."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +107,11 @@ class Batch:
     step: int
     """Training step, or number of the evaluation batch."""
     images: torch.Tensor
-    """`[n, 3, size, size]` float32, normalised, channels-last memory format."""
+    """`[n, 3, size, size]` of `data.image_dtype`, normalised, channels-last memory format; with
+    `data.pad_channels` 4 channels, the last of zeros."""
     labels: torch.Tensor
     """`[n]` int64"""
     sample_ids: NDArray[np.int64]
     """`[n]` positions in the index, on the host."""
+    mixed: MixedLabels | None = None
+    """None: every image has one label."""

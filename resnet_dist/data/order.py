@@ -7,6 +7,7 @@ the index's columns and nothing else; any step is as quick to ask for as the fir
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Protocol
 
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet_dist.config import DataConfig
-from resnet_dist.data import augment
+from resnet_dist.data import augment, mixing, operations
 from resnet_dist.data.blocked import Blocks, blocks_of
 from resnet_dist.data.jobs import Job
 from resnet_dist.data.shared_order import shared_permutation
@@ -66,13 +67,29 @@ def sample_ids_of_step(
     num_samples: int,
     global_batch_size: int,
     *,
+    repeats: int = 1,
     blocks: Blocks | None = None,
 ) -> NDArray[np.int64]:
     """The samples of a step's global batch over all ranks, `[global_batch_size]` int64; `blocks`
-    as `blocks_of` gives them for the run's data."""
+    as `blocks_of` gives them for the run's data.
+
+    With `repeats` an epoch is the first of its samples, each so many times in a row (the last may
+    be cut off), and a batch is the next `global_batch_size` of that sequence, as in torchvision's
+    RASampler. Within the batch first occurrences come first, then second ones, and so on: repeats
+    lie on different ranks, and partners (positions 2k and 2k + 1) are different samples.
+    """
     epoch, start = epoch_and_position(step, num_samples, global_batch_size)
     order = _epoch_order(seed, epoch, num_samples, blocks)
-    return order[start : start + global_batch_size].astype(np.int64)
+    if repeats == 1:
+        return order[start : start + global_batch_size].astype(np.int64)
+    positions = start + np.arange(global_batch_size)
+    positions = positions[np.argsort(positions % repeats, kind="stable")]
+    return order[positions // repeats].astype(np.int64)
+
+
+def largest_job(data: DataConfig, plan: BatchPlan) -> int:
+    """Most samples in one job of any rank."""
+    return plan.largest_micro_batch + (2 if data.is_mixing else 0)
 
 
 def train_job(
@@ -85,23 +102,41 @@ def train_job(
     step: int,
     micro: int,
 ) -> Job:
-    """What `rank` computes in micro-batch `micro` of a training step."""
-    epoch, start = epoch_and_position(step, len(index), plan.global_batch_size)
-    low, high = plan.micro_slice(rank, micro)
-    order = _epoch_order(seed, epoch, len(index), blocks_of(data, index))
-    sample_ids = order[start + low : start + high].astype(np.int64)
+    """What `rank` computes in micro-batch `micro` of a training step, with the samples that are
+    only mixed in (`Job.own`)."""
+    batch_size = plan.global_batch_size
+    epoch, start = epoch_and_position(step, len(index), batch_size)
+    bounds = plan.micro_slice(rank, micro)
+    low, high = mixing.span(*bounds, batch_size) if data.is_mixing else bounds
+    sample_ids = sample_ids_of_step(
+        seed,
+        step,
+        len(index),
+        batch_size,
+        repeats=data.repeats,
+        blocks=blocks_of(data, index),
+    )[low:high]
     sizes = np.stack([index.heights[sample_ids], index.widths[sample_ids]], axis=1)
-    plan_of_augmentation = augment.draw(data, sizes, seed=seed, epoch=epoch, start=start + low)
+    where = {"seed": seed, "epoch": epoch}
+    drawn = augment.draw(data, sizes, start=start + low, **where)
+    size, n = augment.train_size(data, epoch), high - low
+    mix = None
+    if data.is_mixing:
+        numbers = {"batch": start // batch_size, "global_batch_size": batch_size}
+        mix = mixing.draw(data, bounds=bounds, size=size, **where, **numbers)
     return Job(
         step=step,
         sample_ids=sample_ids,
         labels=np.asarray(index.labels[sample_ids]),
-        crops=np.zeros((len(sample_ids), 2), dtype=np.int32),
-        resized=np.full((len(sample_ids), 2), data.train_size, dtype=np.int32),
-        size=data.train_size,
-        windows=plan_of_augmentation.windows,
-        shifts=plan_of_augmentation.shifts,
-        flips=plan_of_augmentation.flips,
+        crops=np.zeros((n, 2), dtype=np.int32),
+        resized=np.full((n, 2), size, dtype=np.int32),
+        size=size,
+        windows=drawn.windows,
+        shifts=drawn.shifts,
+        flips=drawn.flips,
+        operations=operations.draw(data, n, start=start + low, size=size, **where),
+        erased=augment.draw_erased(data, n, start=start + low, size=size, **where),
+        mix=mix,
     )
 
 
@@ -125,7 +160,23 @@ def digest_of_step(
         job.flips,
     ):
         digest.update(np.ascontiguousarray(array).astype(np.int64).tobytes())
+    for name, part in _optional_parts(job):
+        fixed = np.rint(part.astype(np.float64) * 2**20).astype(np.int64)
+        digest.update(name.encode() + fixed.tobytes())
     return digest.hexdigest()
+
+
+def _optional_parts(job: Job) -> Iterator[tuple[str, NDArray[np.generic]]]:
+    """What only some settings put into a job: without it a digest is that of older versions."""
+    if job.operations is not None:
+        yield "codes", job.operations.codes
+        yield "magnitudes", job.operations.magnitudes
+    if job.erased is not None:
+        yield "erased", job.erased
+    if job.mix is not None:
+        yield "shares", job.mix.shares
+        yield "boxes", job.mix.boxes
+        yield "is_cut", job.mix.is_cut
 
 
 def num_eval_batches(num_samples: int, batch_size: int) -> int:

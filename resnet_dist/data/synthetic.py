@@ -1,6 +1,7 @@
 """A fixed batch on the device: what the rest of a step costs when data are free.
 
-Owns images and labels that are noise by design. Needs no data on disk.
+Owns images and labels that are noise by design; nothing is augmented or mixed, only the size
+follows the settings. Needs no data on disk.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 
 from resnet_dist import rng
 from resnet_dist.config import DataConfig
-from resnet_dist.data import order
+from resnet_dist.data import augment, order
 from resnet_dist.data.jobs import Batch
 from resnet_dist.data.transforms import DeviceStage
 from resnet_dist.plan import BatchPlan
@@ -46,6 +47,13 @@ class _Pool:
     images: torch.Tensor
     labels: torch.Tensor
 
+    def cut(self, size: int) -> _Pool:
+        """A pool of smaller images."""
+        if size == self.images.shape[-1]:
+            return self
+        images = self.images[:, :, :size, :size].contiguous(memory_format=torch.channels_last)
+        return _Pool(images, self.labels)
+
     def batch(self, step: int, first: int, last: int) -> Batch:
         """The samples [first, last) of the data set in the pool's first rows."""
         n = last - first
@@ -63,7 +71,7 @@ def _make_pool(
     images = torch.from_numpy(pixels[:, : size * size * 3].reshape(num, size, size, 3))
     labels = torch.from_numpy((words[:, 0] % np.uint64(num_classes)).astype(np.int64))
     stage = DeviceStage(data, device)
-    return _Pool(stage.normalise(images.to(device)), labels.to(device))
+    return _Pool(stage.shape(stage.normalise(images.to(device))), labels.to(device))
 
 
 class SyntheticTrainLoader:
@@ -82,6 +90,7 @@ class SyntheticTrainLoader:
         device: torch.device,
     ) -> None:
         self.steps_per_epoch = order.steps_per_epoch(len(index), plan.global_batch_size)
+        self._data = data
         self._num_samples = len(index)
         self._plan = plan
         self._rank = rank
@@ -97,11 +106,15 @@ class SyntheticTrainLoader:
     def batches(self, start_step: int, stop_step: int) -> Generator[Batch, None, None]:
         """Micro-batches of steps [start_step, stop_step)."""
         batch_size = self._plan.global_batch_size
+        pool = self._pool
         for step in range(start_step, stop_step):
-            _, start = order.epoch_and_position(step, self._num_samples, batch_size)
+            epoch, start = order.epoch_and_position(step, self._num_samples, batch_size)
+            size = augment.train_size(self._data, epoch)
+            if size != pool.images.shape[-1]:
+                pool = self._pool.cut(size)
             for micro in range(self._plan.accumulation_steps):
                 low, high = self._plan.micro_slice(self._rank, micro)
-                yield self._pool.batch(step, start + low, start + high)
+                yield pool.batch(step, start + low, start + high)
 
 
 class SyntheticEvalLoader:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -18,13 +18,13 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from resnet_dist.config import DataConfig
-from resnet_dist.data import order, worker
+from resnet_dist.data import order, pixels, worker
 from resnet_dist.data.blocked import shards_ahead
 from resnet_dist.data.decode import decode_rgb
 from resnet_dist.data.index import Index
 from resnet_dist.data.jobs import Batch, Job
 from resnet_dist.data.store import Store, open_store
-from resnet_dist.data.transforms import DeviceStage, one_ahead
+from resnet_dist.data.transforms import DeviceStage, one_ahead, shift_and_flip
 from resnet_dist.errors import UserError
 from resnet_dist.plan import BatchPlan
 
@@ -34,10 +34,12 @@ class _HostBatch:
     job: Job
     images: torch.Tensor
     """`[n, size, size, 3]` uint8, flipped unless the job has shifts (which come first)."""
+    is_augmented: bool
+    """Whether all that comes before the normalisation is done."""
 
     def pin_memory(self) -> _HostBatch:
         """Called by the DataLoader's pinning thread."""
-        return _HostBatch(self.job, self.images.pin_memory())
+        return replace(self, images=self.images.pin_memory())
 
 
 @dataclass(frozen=True)
@@ -51,13 +53,22 @@ class _MicroBatches(Dataset[_HostBatch | _Failure]):
     """Work items, each a micro-batch, by number."""
 
     def __init__(
-        self, make_job: Callable[[int], Job], index: Index, store: Store, *, mode: str, shared: bool
+        self,
+        make_job: Callable[[int], Job],
+        index: Index,
+        store: Store,
+        *,
+        mode: str,
+        shared: bool,
+        augments: bool,
     ) -> None:
+        """`augments`: do here what comes between crop and normalisation, if it is much."""
         self._make_job = make_job
         self._index = index
         self._store = store
         self._mode = mode
         self._shared = shared
+        self._augments = augments
 
     def __getitem__(self, item: int) -> _HostBatch | _Failure:
         try:
@@ -70,7 +81,12 @@ class _MicroBatches(Dataset[_HostBatch | _Failure]):
                 images[row] = _transform(image, job, row, mode=self._mode)
         except UserError as error:
             return _Failure(str(error))
-        return _HostBatch(job, images)
+        if not self._augments or job.operations is None:
+            return _HostBatch(job, images, is_augmented=False)
+        if job.shifts is not None:
+            images.copy_(shift_and_flip(images, job.shifts, job.flips, is_flipped=False))
+        pixels.apply_each(images, job.operations)
+        return _HostBatch(job, images, is_augmented=True)
 
 
 def _transform(image: torch.Tensor, job: Job, row: int, *, mode: str) -> torch.Tensor:
@@ -146,6 +162,7 @@ class _Reader:
             open_store(self._index, self._data, shards_ahead=self._shards_ahead),
             mode=self._data.interpolation,
             shared=self._num_workers > 0,
+            augments=self._device.type == "cpu",  # readers are many; a GPU does it faster
         )
         return DataLoader(
             dataset,
@@ -164,7 +181,9 @@ class _Reader:
         if isinstance(result, _Failure):
             raise UserError(result.message)
         is_flipped = result.job.shifts is None
-        return self._stage(result.images, result.job, is_flipped=is_flipped)
+        return self._stage(
+            result.images, result.job, is_flipped=is_flipped, is_augmented=result.is_augmented
+        )
 
     def check_shared_memory(self, micro_batch_size: int, size: int) -> None:
         """Raise UserError if the batches in flight do not fit into /dev/shm: a bus error would
@@ -206,7 +225,7 @@ class TorchTrainLoader:
             num_workers=num_workers,
             shards_ahead=shards_ahead(data),
         )
-        self._reader.check_shared_memory(plan.largest_micro_batch, data.train_size)
+        self._reader.check_shared_memory(order.largest_job(data, plan), data.train_size)
         self._train_job = partial(order.train_job, data, index, plan=plan, seed=seed, rank=rank)
 
     def batches(self, start_step: int, stop_step: int) -> Generator[Batch, None, None]:

@@ -1,7 +1,8 @@
 """The last stage of every loader, on the training device: uint8 images to network input.
 
-Owns the reflected shift, the flip and the normalisation, so that loaders differ in nothing but how
-they decode and resize. Also owns the hand-over to a GPU, one batch ahead of the consumer.
+Owns what comes after the crop: reflected shift, flip, operations, normalisation, erasing and
+mixing, so that loaders differ in nothing but how they decode and resize. Also owns the hand-over
+to a GPU, one batch ahead of the consumer.
 """
 
 from __future__ import annotations
@@ -14,10 +15,28 @@ import torch
 from numpy.typing import NDArray
 
 from resnet_dist.config import DataConfig
-from resnet_dist.data.buffers import HostBuffers
+from resnet_dist.data import blending, pixels
+from resnet_dist.data.buffers import HostBuffers, to_device
 from resnet_dist.data.jobs import Batch, Job
 
 _T = TypeVar("_T")
+
+
+def augment_uint8(images: torch.Tensor, job: Job, *, is_flipped: bool) -> torch.Tensor:
+    """What a job does to `[n, size, size, 3]` uint8 images before they are normalised, on their
+    device. `is_flipped`: they are mirrored already as the job says."""
+    if job.shifts is not None:
+        images = shift_and_flip(images, job.shifts, job.flips, is_flipped=is_flipped)
+    elif not is_flipped:
+        flips = to_device(job.flips, images.device)[:, None, None, None]
+        images = torch.where(flips, images.flip(2), images)
+    if job.operations is None:
+        return images
+    if images.device.type != "cpu":
+        return pixels.apply_batched(images, job.operations)
+    images = images.clone()  # a loader may not want its memory changed
+    pixels.apply_each(images, job.operations)
+    return images
 
 
 class DeviceStage:
@@ -25,28 +44,26 @@ class DeviceStage:
 
     def __init__(self, data: DataConfig, device: torch.device) -> None:
         self._device = device
+        self._dtype = getattr(torch, data.image_dtype)
+        self._pads = data.pad_channels
         self._buffers = HostBuffers()
+        self._mix_buffers = HostBuffers()
         mean = torch.tensor(data.mean, dtype=torch.float64)
         std = torch.tensor(data.std, dtype=torch.float64)
         self._scale = (1.0 / (255.0 * std)).to(device, torch.float32)
         self._bias = (-mean / std).to(device, torch.float32)
 
-    def __call__(self, images: torch.Tensor, job: Job, *, is_flipped: bool) -> Batch:
+    def __call__(
+        self, images: torch.Tensor, job: Job, *, is_flipped: bool, is_augmented: bool = False
+    ) -> Batch:
         """Finish `[n, size, size, 3]` uint8 images, which lie on the host (pinned, for a GPU) or on
-        the device already. `is_flipped`: the loader has mirrored them as the job says.
+        the device already. `is_flipped`: the loader has mirrored them as the job says;
+        `is_augmented`: it has done all that `augment_uint8` does.
         """
         images = images.to(self._device, non_blocking=True)
-        if job.shifts is not None:
-            images = shift_and_flip(images, job.shifts, job.flips, is_flipped=is_flipped)
-        elif not is_flipped:
-            flips = _to(job.flips, self._device)[:, None, None, None]
-            images = torch.where(flips, images.flip(2), images)
-        return Batch(
-            step=job.step,
-            images=self.normalise(images),
-            labels=_to(job.labels, self._device),
-            sample_ids=job.sample_ids,
-        )
+        if not is_augmented:
+            images = augment_uint8(images, job, is_flipped=is_flipped)
+        return self.finish(self.normalise(images), job)
 
     def normalise(self, images: torch.Tensor) -> torch.Tensor:
         """(x / 255 - mean) / std: `[n, S, S, 3]` uint8 to `[n, 3, S, S]` float32 channels-last."""
@@ -60,9 +77,38 @@ class DeviceStage:
         torch.addcmul(self._bias.repeat(width), rows, self._scale.repeat(width), out=rows)
         return rows.view(n, height, width, 3).permute(0, 3, 1, 2)
 
+    def shape(self, images: torch.Tensor) -> torch.Tensor:
+        """The type and the channels that `data` asks for, from `[n, 3, S, S]` float32, in
+        channels-last memory format; at most one copy."""
+        if not self._pads:
+            return images.to(self._dtype)
+        n, _, height, width = images.shape
+        padded = torch.zeros(n, height, width, 4, dtype=self._dtype, device=images.device)
+        padded[..., :3] = images.permute(0, 2, 3, 1)
+        return padded.permute(0, 3, 1, 2)
+
+    def finish(self, images: torch.Tensor, job: Job) -> Batch:
+        """Erase, mix and label normalised images, `[n, 3, size, size]` float32 channels-last on the
+        device. May write into them."""
+        labels, mixed = job.labels, None
+        if job.erased is not None:
+            blending.erase_(images, job.erased)
+        if job.mix is not None:
+            images = blending.mix(images, job.mix, self._mix_buffers)
+            mixed = blending.mixed_labels(labels, job.mix, self._device)
+            labels = labels[job.own]
+        return Batch(
+            step=job.step,
+            images=self.shape(images),
+            labels=to_device(labels, self._device),
+            sample_ids=job.sample_ids[job.own],
+            mixed=mixed,
+        )
+
 
 def to_uint8(images: torch.Tensor, data: DataConfig) -> torch.Tensor:
     """Undo the normalisation, for people to look at: `[n, 3, S, S]` uint8 on the CPU."""
+    images = images[:, :3]
     mean = torch.tensor(data.mean)[:, None, None]
     std = torch.tensor(data.std)[:, None, None]
     return ((images.cpu() * std + mean) * 255.0).round().clamp(0, 255).to(torch.uint8)
@@ -83,8 +129,8 @@ def shift_and_flip(
     n, size = images.shape[:2]
     device = images.device
     offsets = torch.arange(size, device=device)
-    mirrored = _to(flips, device)[:, None]
-    shift = _to(shifts, device).long()
+    mirrored = to_device(flips, device)[:, None]
+    shift = to_device(shifts, device).long()
     rows = _reflect(offsets + shift[:, :1], size)
     columns = torch.where(mirrored, size - 1 - offsets, offsets) + shift[:, 1:]
     columns = _reflect(columns, size)
@@ -97,13 +143,6 @@ def shift_and_flip(
 def _reflect(positions: torch.Tensor, size: int) -> torch.Tensor:
     positions = positions.abs()
     return torch.where(positions >= size, 2 * (size - 1) - positions, positions)
-
-
-def _to(array: NDArray[np.generic], device: torch.device) -> torch.Tensor:
-    tensor = torch.from_numpy(np.ascontiguousarray(array))
-    if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor
 
 
 def one_ahead(
@@ -132,4 +171,7 @@ def _claim(batch: Batch, done: torch.cuda.Event) -> Batch:
     current.wait_event(done)
     batch.images.record_stream(current)
     batch.labels.record_stream(current)
+    if batch.mixed is not None:
+        batch.mixed.partners.record_stream(current)
+        batch.mixed.shares.record_stream(current)
     return batch

@@ -12,8 +12,24 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from resnet_dist.config import ModelConfig
+
+
+class FirstConvolution(nn.Conv2d):
+    """A convolution whose input may have more channels than its weights, zeros at the end."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """`[N, in_channels or more, H, W]` to `[N, out_channels, H / stride, W / stride]`."""
+        extra = images.shape[1] - self.in_channels
+        weight = pad(self.weight, (0, 0, 0, 0, 0, extra)) if extra else self.weight
+        result: Tensor = self._conv_forward(images, weight, self.bias)
+        return result
+
+
+def _first_convolution(out_channels: int, kernel: int, stride: int) -> nn.Conv2d:
+    return FirstConvolution(3, out_channels, kernel, stride=stride, padding=kernel // 2, bias=False)
 
 
 def _convolution(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:
@@ -125,12 +141,12 @@ Block = type[BasicBlock] | type[Bottleneck]
 def _stem(config: ModelConfig) -> nn.Module:
     """The first convolution(s), `[N, 3, H, W]` to `[N, width, H / 2, W / 2]` (cifar: H, W)."""
     if config.stem == "cifar":
-        return _convolution(3, config.width, 3)
+        return _first_convolution(config.width, 3, 1)
     if config.stem == "standard":
-        return _convolution(3, config.width, 7, 2)
+        return _first_convolution(config.width, 7, 2)
     half = config.width // 2
     return nn.Sequential(
-        _convolution(3, half, 3, 2),
+        _first_convolution(half, 3, 2),
         _norm(half, config),
         nn.ReLU(inplace=True),
         _convolution(half, half, 3),
@@ -151,7 +167,8 @@ def _stage(
 
 
 class ResNet(nn.Module):
-    """Images `[N, 3, H, W]` to logits `[N, num_classes]`, for any H and W of at least 1."""
+    """Images `[N, 3, H, W]` to logits `[N, num_classes]`, for any H and W of at least 1. Channels
+    after the third must be zeros (`data.pad_channels`)."""
 
     def __init__(
         self,

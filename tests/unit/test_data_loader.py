@@ -13,6 +13,7 @@ from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from resnet_dist.config import DataConfig
 from resnet_dist.data import build, torch_loader, worker
 from resnet_dist.data.build import Batch, Index, open_index, train_job
 from resnet_dist.data.jobs import Job
-from resnet_dist.data.transforms import DeviceStage, shift_and_flip
+from resnet_dist.data.transforms import DeviceStage, shift_and_flip, to_uint8
 from resnet_dist.errors import UserError
 from resnet_dist.plan import BatchPlan
 from tests.launch import share_fork_server
@@ -53,7 +54,7 @@ def open_split(data: DataConfig, split: str = "train") -> Index:
 
 def train_batches(
     data: DataConfig,
-    index: Index,
+    index: Index | None,
     steps: tuple[int, int],
     *,
     plan: BatchPlan,
@@ -103,6 +104,37 @@ def test_batches_are_what_the_model_wants(data: DataConfig) -> None:
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
     assert batch.labels.dtype == torch.int64
     np.testing.assert_array_equal(batch.labels.numpy(), index.labels[batch.sample_ids])
+
+
+@pytest.mark.parametrize("loader", ["torch", "dali", "synthetic"])
+def test_a_smaller_type_is_the_rounded_batch(data: DataConfig, loader: Literal["torch"]) -> None:
+    """Rounded last, after erasing and mixing: what autocast would do to the float32 batch."""
+    data = replace(data, loader=loader, erase_probability=0.5, mixup_alpha=0.5)
+    index = open_split(data) if loader != "synthetic" else None
+    plan = BatchPlan(8, 1, 1)
+    images = [
+        train_batches(replace(data, image_dtype=name), index, (0, 1), plan=plan)[0].images
+        for name in ("float32", "bfloat16", "float16")
+    ]
+    for rounded in images[1:]:
+        assert torch.equal(images[0].to(rounded.dtype), rounded)
+        assert rounded.is_contiguous(memory_format=torch.channels_last)
+    assert [batch.dtype for batch in images] == [torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("loader", ["torch", "dali", "synthetic"])
+def test_padded_batches_have_a_channel_of_zeros(data: DataConfig, loader: Literal["torch"]) -> None:
+    data = replace(data, loader=loader, mixup_alpha=0.5, image_dtype="bfloat16")
+    index = open_split(data) if loader != "synthetic" else None
+    plain, padded = (
+        train_batches(replace(data, pad_channels=pads), index, (0, 1), plan=BatchPlan(8, 1, 1))[0]
+        for pads in (False, True)
+    )
+    assert padded.images.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(padded.images[:, :3], plain.images)
+    assert padded.images.shape[1] == 4
+    assert not padded.images[:, 3].any()
+    assert torch.equal(to_uint8(padded.images, data), to_uint8(plain.images, data))
 
 
 def denormalise(data: DataConfig, images: torch.Tensor) -> torch.Tensor:

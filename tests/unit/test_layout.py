@@ -16,6 +16,7 @@ LEVELS = [
     {"config", "plan"},
     {"config_load", "dist"},
     {"data", "models", "optim", "metrics", "checkpoint", "faults"},
+    {"loss"},
     {"state", "step", "run_folder", "coverage", "inputs", "report"},
     {"evaluate", "preflight", "resume"},
     {"loop", "divergence"},

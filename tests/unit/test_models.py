@@ -235,3 +235,22 @@ def test_settings_that_do_not_go_together_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=reason):
         _build(**settings)
+
+
+@pytest.mark.parametrize("stem", ["standard", "d", "cifar"])
+def test_channels_of_zeros_change_nothing(stem: Any) -> None:
+    """Neither the logits nor a gradient, which keeps its parameter's memory layout."""
+    config = ModelConfig(name="resnet18", width=16, stem=stem)
+    images = torch.randn(4, 3, 32, 32)
+    results = []
+    for channels in (3, 4):
+        model = build_model(config, num_classes=5, seed=0).to(memory_format=torch.channels_last)
+        padded = torch.cat([images, torch.zeros(4, channels - 3, 32, 32)], dim=1)
+        logits = model(padded.contiguous(memory_format=torch.channels_last))
+        logits.square().sum().backward()
+        results.append([logits, *(parameter.grad for parameter in model.parameters())])
+        first = next(model.parameters())
+        assert first.grad is not None
+        assert first.grad.stride() == first.stride()
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)

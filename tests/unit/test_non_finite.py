@@ -13,6 +13,7 @@ from torch import nn
 from resnet_dist.config import OptimConfig
 from resnet_dist.data.jobs import Batch
 from resnet_dist.faults.non_finite import NonFiniteGuard
+from resnet_dist.loss import LossSettings
 from resnet_dist.optim.build import build_optimizer
 from resnet_dist.step import StepSettings, train_step
 
@@ -45,7 +46,7 @@ class Run:
             "accumulation_steps": 1,
             "gradient_scale": 1 / 6,
             "autocast_dtype": None,
-            "label_smoothing": 0.0,
+            "loss": LossSettings(),
             "clip_grad_norm": None,
             "clip_grad_value": None,
         }

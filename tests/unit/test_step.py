@@ -14,6 +14,7 @@ from resnet_dist.config import CheckpointConfig, EvalConfig, FaultsConfig, LogCo
 from resnet_dist.data.jobs import Batch
 from resnet_dist.faults.non_finite import NonFiniteGuard
 from resnet_dist.loop import Cadence
+from resnet_dist.loss import LossSettings
 from resnet_dist.step import StepSettings, train_step
 
 Seen = list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
@@ -40,7 +41,7 @@ def settings(**changes: object) -> StepSettings:
         "accumulation_steps": 3,
         "gradient_scale": 1 / 10,
         "autocast_dtype": None,
-        "label_smoothing": 0.1,
+        "loss": LossSettings(label_smoothing=0.1),
         "clip_grad_norm": None,
         "clip_grad_value": None,
     }

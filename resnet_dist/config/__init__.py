@@ -10,29 +10,12 @@ another value of them. All others are part of "training is a pure function of (c
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
-from resnet_dist.errors import UserError
-
-
-def _free(default: Any) -> Any:
-    """A field that a resumed run may change: it does not alter what is computed."""
-    return field(default=default, metadata={"exact": False})
-
-
-class _Rules:
-    """Collects every broken rule of a section, so that the user sees them all at once."""
-
-    def __init__(self) -> None:
-        self.broken: list[str] = []
-
-    def require(self, holds: bool, path: str, value: object, rule: str, remedy: str) -> None:
-        if not holds:
-            self.broken.append(f"{path} ({value!r}): {rule}; {remedy}")
-
-    def enforce(self) -> None:
-        if self.broken:
-            raise UserError("\n".join(self.broken))
+from resnet_dist.config.augment import AugmentFields
+from resnet_dist.config.dali import DaliFields
+from resnet_dist.config.rules import Rules as _Rules
+from resnet_dist.config.rules import free as _free
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +36,9 @@ class RunConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """What is read, and how it becomes a batch."""
+class DataConfig(AugmentFields, DaliFields):
+    """What is read, and how it becomes a batch. More fields are in `resnet_dist.config.augment` and
+    `resnet_dist.config.dali`."""
 
     root: str | None = _free(None)
     """Folder with one folder a split, each with one folder a class or packed by
@@ -174,13 +158,18 @@ class DataConfig:
             "must not be negative",
             "CIFAR's standard is 4",
         )
+        smallest, name = self.train_size, "data.train_size"
+        if self.progressive_start_size is not None and self.progressive_start_size < smallest:
+            smallest, name = self.progressive_start_size, "data.progressive_start_size"
         rules.require(
-            self.crop != "pad_reflect" or self.crop_padding < self.train_size,
+            self.crop != "pad_reflect" or self.crop_padding < smallest,
             "data.crop_padding",
             self.crop_padding,
-            f"must be less than data.train_size ({self.train_size}), a reflection's most",
+            f"must be less than {name} ({smallest}), a reflection's most",
             "CIFAR's standard is 4",
         )
+        self.check_augmentation(rules, train_size=self.train_size)
+        self.check_dali(rules)
         rules.enforce()
 
 
@@ -245,6 +234,15 @@ class TrainConfig:
     """Batch statistics over all ranks: the world size does not change the loss curve."""
     label_smoothing: float = 0.0
     """Share of the target spread evenly over all classes (Szegedy et al. 2016)."""
+    loss: Literal["cross_entropy", "binary_cross_entropy"] = "cross_entropy"
+    """Of the training; the validation loss is always the cross-entropy. binary_cross_entropy: one
+    yes-or-no question a class (Wightman et al. 2021, section 2)."""
+    bce_sum_classes: bool = False
+    """Add up the binary cross-entropies of a sample's classes (timm's --bce-sum, composer) instead
+    of taking their mean (timm's default)."""
+    bce_target_threshold: float | None = None
+    """Binary cross-entropy: targets above it count as 1, others as 0 (timm's --bce-target-thresh;
+    0.2 in the recipes A1 to A3). null: targets as they are."""
     clip_grad_norm: float | None = None
     """Largest L2 norm of the whole gradient."""
     clip_grad_value: float | None = None
@@ -280,6 +278,22 @@ class TrainConfig:
             self.label_smoothing,
             "must lie in [0, 1)",
             "0.1 is usual",
+        )
+        for name in ("bce_sum_classes", "bce_target_threshold"):
+            value = getattr(self, name)
+            rules.require(
+                self.loss == "binary_cross_entropy" or not value,
+                f"train.{name}",
+                value,
+                "needs train.loss=binary_cross_entropy",
+                "leave it out, or set that loss",
+            )
+        rules.require(
+            self.bce_target_threshold is None or 0 <= self.bce_target_threshold < 1,
+            "train.bce_target_threshold",
+            self.bce_target_threshold,
+            "must lie in [0, 1)",
+            "0.2 is usual",
         )
         rules.require(
             self.clip_grad_norm is None or self.clip_grad_value is None,
@@ -447,6 +461,9 @@ class EvalConfig:
     """Samples of one forward pass. Whole batches go to the ranks in turn."""
     every_epochs: int = _free(1)
     """Epochs between evaluations; the last epoch is always evaluated."""
+    flip: bool = False
+    """Evaluate each image and its mirror image, and take the mean of the logits (ffcv's test-time
+    augmentation). Twice the work."""
 
     def __post_init__(self) -> None:
         rules = _Rules()
@@ -628,5 +645,26 @@ class Config:
             self.schedule.warmup_epochs,
             f"must be less than train.epochs ({self.train.epochs})",
             "shorten the warm-up or train longer",
+        )
+        rules.require(
+            self.data.repeats == 1 or 2 * self.data.repeats <= self.train.global_batch_size,
+            "data.repeats",
+            self.data.repeats,
+            f"must be at most half of train.global_batch_size ({self.train.global_batch_size})",
+            "3 or 4 is usual",
+        )
+        rules.require(
+            self.data.image_dtype in ("float32", self.train.precision),
+            "data.image_dtype",
+            self.data.image_dtype,
+            f"must be float32 or train.precision ({self.train.precision})",
+            "another type would be rounded twice",
+        )
+        rules.require(
+            not self.data.pad_channels or self.model.name != "resnet9",
+            "data.pad_channels",
+            self.data.pad_channels,
+            "does not go with model.name=resnet9, which takes three channels",
+            "leave it out",
         )
         rules.enforce()

@@ -1,0 +1,82 @@
+"""The training loss of a micro-batch, also of mixed labels. Only tensors.
+
+With one label a sample, label smoothing e and K classes, the target of class c is t_c(label) =
+(1 - e) [c = label] + e / K; of mixed labels it is share * t(label) + (1 - share) * t(partner).
+
+    cross_entropy         - sum_c t_c log softmax(logits)_c        (linear in t, so of mixed labels
+                          it is share * CE(label) + (1 - share) * CE(partner))
+    binary_cross_entropy  mean (or sum) over c of - t_c log s_c - (1 - t_c) log(1 - s_c) with
+                          s = sigmoid(logits), after t = [t > threshold] if one is given (timm's
+                          BinaryCrossEntropy; Wightman et al. 2021, arXiv:2110.00476)
+
+Both are summed over the samples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+
+from resnet_dist.data.jobs import Batch, MixedLabels
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """Which loss."""
+
+    name: Literal["cross_entropy", "binary_cross_entropy"] = "cross_entropy"
+    label_smoothing: float = 0.0
+    sums_classes: bool = False
+    """binary_cross_entropy: the sum over the classes, not their mean."""
+    target_threshold: float | None = None
+    """binary_cross_entropy: targets above it are 1, others 0."""
+
+
+PLAIN = LossSettings()
+"""The cross-entropy that validation reports."""
+
+
+def loss_sum(
+    logits: Tensor, labels: Tensor, mixed: MixedLabels | None, settings: LossSettings
+) -> Tensor:
+    """The loss summed over a batch, float32 scalar, from `[n, classes]` and `[n]` int64."""
+    logits = logits.float()
+    if settings.name == "binary_cross_entropy":
+        targets = soft_targets(labels, mixed, logits.shape[1], settings.label_smoothing)
+        if settings.target_threshold is not None:
+            targets = (targets > settings.target_threshold).to(targets.dtype)
+        total = binary_cross_entropy_with_logits(logits, targets, reduction="sum")
+        return total if settings.sums_classes else total / logits.shape[1]
+    smoothing = settings.label_smoothing
+    if mixed is None:
+        return cross_entropy(logits, labels, label_smoothing=smoothing, reduction="sum")
+    own, others = (
+        cross_entropy(logits, target, label_smoothing=smoothing, reduction="none")
+        for target in (labels, mixed.partners)
+    )
+    return (mixed.shares * own + (1.0 - mixed.shares) * others).sum()
+
+
+def soft_targets(
+    labels: Tensor, mixed: MixedLabels | None, num_classes: int, label_smoothing: float
+) -> Tensor:
+    """`[n, num_classes]` float32; rows add up to 1."""
+    classes = torch.arange(num_classes, device=labels.device)
+    targets = (labels[:, None] == classes).float()
+    if mixed is not None:
+        shares = mixed.shares[:, None]
+        others = (mixed.partners[:, None] == classes).float()
+        targets = shares * targets + (1.0 - shares) * others
+    return targets * (1.0 - label_smoothing) + label_smoothing / num_classes
+
+
+def main_labels(batch: Batch) -> Tensor:
+    """`[n]` int64: of each image the label with the larger share, by which training accuracy is
+    counted (torchvision's references take the largest target, which is the same)."""
+    if batch.mixed is None:
+        return batch.labels
+    return torch.where(batch.mixed.shares >= 0.5, batch.labels, batch.mixed.partners)

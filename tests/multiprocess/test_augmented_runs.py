@@ -1,0 +1,77 @@
+"""Whole runs with every augmentation turned on: any number of ranks, killed and resumed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.launch import assert_same_run, losses, newest_checkpoint, records, train
+
+EVERYTHING = [
+    "data.mixup_alpha=0.4",
+    "data.cutmix_alpha=1.0",
+    "data.erase_probability=0.5",
+    "data.auto_augment=ra",
+    "data.color_jitter=[0.3,0.3,0.3,0.1]",
+    "data.repeats=2",
+    "data.progressive_start_size=16",
+    "data.progressive_epochs=[0,2]",
+    "data.progressive_multiple=4",
+    "train.max_micro_batch_size=14",
+    "train.accumulation_steps=2",
+    "train.label_smoothing=0.1",
+    # Backward of a 1x1 convolution with stride 2 and 8 channels, channels-last, odd batch: with two
+    # threads torch 2.15 writes beyond its memory.
+    "train.num_threads=1",
+    "train.max_steps=10",
+    "eval.flip=true",
+    "checkpoint.every_steps=4",
+]
+"""Micro-batches of 13 of a global batch of 26: pairs lie across micro-batches and ranks."""
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, run_root: Path) -> Path:
+    folder = tmp_path_factory.mktemp("augmented") / "one"
+    train(1, run_root, folder, *EVERYTHING, "train.max_micro_batch_size=26")
+    return folder
+
+
+def test_the_number_of_ranks_does_not_change_the_curve(
+    whole: Path, run_root: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "three"
+    train(3, run_root, run_dir, *EVERYTHING)
+    assert len(losses(whole)) == 10
+    assert losses(run_dir) == pytest.approx(losses(whole), rel=1e-4)
+    one, three = (
+        [record["val/loss"] for record in records(run) if "val/loss" in record]
+        for run in (whole, run_dir)
+    )
+    assert len(one) == 2
+    assert three == pytest.approx(one, rel=1e-3)
+    assert newest_checkpoint(run_dir)["next_batch"] == newest_checkpoint(whole)["next_batch"]
+
+
+@pytest.mark.parametrize(
+    "loss", ["cross_entropy", pytest.param("binary_cross_entropy", marks=pytest.mark.slow)]
+)
+def test_killed_and_resumed_is_the_run_bit_for_bit(
+    loss: str, whole: Path, run_root: Path, tmp_path: Path
+) -> None:
+    """On two ranks; which is the run on one rank, too."""
+    settings = [*EVERYTHING, f"train.loss={loss}"]
+    if loss == "binary_cross_entropy":
+        settings += ["train.bce_target_threshold=0.2", "data.mix_mode=batch", "data.loader=dali"]
+    for name in ("whole", "killed"):
+        kill = {"RESNET_DIST_FAILPOINT": "step.after_optimizer@7"} if name == "killed" else {}
+        ended = train(
+            2, run_root, tmp_path / name, *settings, environment=kill, check=name == "whole"
+        )
+        assert any(ended.codes) == (name == "killed")
+    assert newest_checkpoint(tmp_path / "killed")["step"] == 4
+    train(2, run_root, tmp_path / "killed", *settings)
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+    if loss == "cross_entropy":
+        assert losses(tmp_path / "killed") == pytest.approx(losses(whole), rel=1e-4)
