@@ -167,20 +167,36 @@ def _near(name: str, known: Mapping[str, Any]) -> str:
 
 
 def _merge(leaves: Mapping[str, tuple[Any, str]], errors: list[str]) -> Any:
-    """Put each value into the typed tree on its own, so that one error does not hide the next."""
-    merged = OmegaConf.structured(Config)
+    """Put the values into the typed tree: all at once, or, where one of them does not fit, each on
+    its own, so that one error does not hide the next (and takes much longer)."""
+    base = OmegaConf.structured(Config)
     known = field_paths()
+    fitting: dict[str, Any] = {}
     for key, (value, source) in leaves.items():
         if key not in known:
             what = "is a section; set its keys" if key in SECTIONS else "unknown key"
             errors.append(f"{key} (from {source}): {what}{_near(key, known)}")
-            continue
+        else:
+            fitting[key] = value
+    try:
+        return OmegaConf.merge(base, _nested(fitting))
+    except OmegaConfBaseException:
+        merged = base
+    for key, value in fitting.items():
         try:
-            section, dot, leaf = key.rpartition(".")
-            merged = OmegaConf.merge(merged, {section: {leaf: value}} if dot else {leaf: value})
+            merged = OmegaConf.merge(merged, _nested({key: value}))
         except OmegaConfBaseException as error:
-            errors.append(f"{key} ({value!r}, from {source}): {_first_line(error)}")
+            errors.append(f"{key} ({value!r}, from {leaves[key][1]}): {_first_line(error)}")
     return merged
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """{"train.epochs": 3, "seed": 1} becomes {"train": {"epochs": 3}, "seed": 1}."""
+    tree: dict[str, Any] = {}
+    for key, value in flat.items():
+        section, dot, leaf = key.rpartition(".")
+        (tree.setdefault(section, {}) if dot else tree)[leaf] = value
+    return tree
 
 
 def _validate(merged: Any, errors: list[str]) -> Config | None:

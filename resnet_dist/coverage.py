@@ -55,9 +55,10 @@ def replay_epoch(
     *,
     seed: int,
     starts: Sequence[Start],
+    repeats: int = 1,
     blocks: Blocks | None = None,
 ) -> Counts:
-    """Count what all ranks compute in all micro-batches of an epoch.
+    """Count what all ranks compute in all micro-batches of an epoch. `repeats`: `data.repeats`.
 
     `starts` is sorted by step, the first at 0; all have the same global batch size.
     """
@@ -68,7 +69,9 @@ def replay_epoch(
     used = np.zeros(num_samples, dtype=np.int32)
     for step in range(epoch * steps, (epoch + 1) * steps):
         plan = next(start.plan for start in reversed(starts) if start.step <= step)
-        whole = sample_ids_of_step(seed, step, num_samples, batch_size, blocks=blocks)
+        whole = sample_ids_of_step(
+            seed, step, num_samples, batch_size, repeats=repeats, blocks=blocks
+        )
         for micro in range(plan.accumulation_steps):
             for rank in range(plan.world_size):
                 low, high = plan.micro_slice(rank, micro)

@@ -190,11 +190,17 @@ def prove(config: Config, inputs: Inputs, starts: list[Start], epochs: int) -> i
     ranks = ", ".join(f"{start.plan.world_size} from step {start.step}" for start in starts)
     print(f"order of seed {config.seed}, global batch {batch_size}, ranks: {ranks}")
     is_right = True
-    blocks = blocks_of(inputs.data, inputs.train)
+    repeats, blocks = inputs.data.repeats, blocks_of(inputs.data, inputs.train)
+    num_used = num_train - num_train % batch_size
     for epoch in range(epochs):
-        counts = replay_epoch(num_train, epoch, seed=config.seed, starts=starts, blocks=blocks)
-        is_right &= counts.most == 1 and counts.never == num_train % batch_size
-        print(f"  training, epoch {epoch}: {_in_words(counts)} (the tail, dropped)")
+        counts = replay_epoch(
+            num_train, epoch, seed=config.seed, starts=starts, repeats=repeats, blocks=blocks
+        )
+        never = num_train - math.ceil(num_used / repeats)
+        is_right &= counts.num_used == num_used
+        is_right &= counts.most == repeats and counts.never == never
+        why = "the tail, dropped" if repeats == 1 else f"data.repeats={repeats}"
+        print(f"  training, epoch {epoch}: {_in_words(counts)} ({why})")
     for world_size in sorted({start.plan.world_size for start in starts}):
         counts = replay_evaluation(
             num_val, batch_size=config.eval.batch_size, world_size=world_size

@@ -148,7 +148,7 @@ def test_print_config_shows_every_value_and_its_origin() -> None:
 
 @pytest.mark.parametrize(
     "run_dir",
-    ["runs/a", "a folder: with # odd - names", *(f"/scratch/{'x' * n}" for n in range(20, 90))],
+    ["runs/a", "a folder: with # odd - names", *(f"/scratch/{'x' * n}" for n in range(20, 90, 7))],
 )
 def test_described_config_reads_back_equal(tmp_path: Path, run_dir: str) -> None:
     resolved = load_config(["resnet50"], ["seed=3", f"run.dir='{run_dir}'"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,8 +96,8 @@ def test_a_loss_or_a_repetition_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     starts = [Start(0, BatchPlan(8, 2, 1))]
     real = coverage.sample_ids_of_step
 
-    def repeated(*args: int, blocks: None) -> NDArray[np.int64]:
-        ids = real(*args, blocks=blocks)
+    def repeated(*args: int, **named: Any) -> NDArray[np.int64]:
+        ids = real(*args, **named)
         return np.append(ids[:-1], ids[0])
 
     monkeypatch.setattr(coverage, "sample_ids_of_step", repeated)
@@ -146,6 +147,9 @@ def test_inspect_a_config_with_restarts(image_root: Path, look: Inspect) -> None
     assert code == 0
     assert "ranks: 4 from step 0, 1 from step 4, 3 from step 9" in said
     assert said.count("24 samples once, 0 more than once, 3 not") == 2
+    code, said = look(*base[:2], "train.global_batch_size=9", "data.repeats=3")
+    assert code == 0
+    assert "0 samples once, 9 more than once, 18 not (data.repeats=3)" in said
     for ranks in (1, 3, 4):
         assert f"validation on {ranks} rank(s): 12 samples once, 0 more than once, 0 not" in said
     for wrong, part in (
