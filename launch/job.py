@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -144,6 +144,9 @@ def run_task(job: TrainJob, place: Place) -> int:
     """This node's part of an attempt. Returns 0, or 1 if it failed."""
     signals = Signals()
     signals.take_over()
+    if place.end_time is None and place.job_id != "local":
+        # Slurm tells it since 23.02 only; the tasks of a job start within seconds of it.
+        place = replace(place, end_time=time.time() + 60 * job.cluster.time_min)
     run_dir = Path(job.run_dir)
     attempt = Attempt(run_dir, AttemptName(job.submission, place.restart), place.node)
     facts = {"job_id": place.job_id, "hosts": list(place.hosts), "restart": place.restart}

@@ -147,11 +147,11 @@ def test_inspect_a_config_with_restarts(image_root: Path, look: Inspect) -> None
     assert code == 0
     assert "ranks: 4 from step 0, 1 from step 4, 3 from step 9" in said
     assert said.count("24 samples once, 0 more than once, 3 not") == 2
+    for ranks in (1, 3, 4):
+        assert f"validation on {ranks} rank(s): 12 samples once, 0 more than once, 0 not" in said
     code, said = look(*base[:2], "train.global_batch_size=9", "data.repeats=3")
     assert code == 0
     assert "0 samples once, 9 more than once, 18 not (data.repeats=3)" in said
-    for ranks in (1, 3, 4):
-        assert f"validation on {ranks} rank(s): 12 samples once, 0 more than once, 0 not" in said
     for wrong, part in (
         (["--start=3:2"], "no start at step 0"),
         (["--start=0:5"], "smaller than the 5 ranks"),
