@@ -43,7 +43,7 @@ class Policy:
     """Keep those that decode to their full size, whatever the decoder complains about."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there may be millions
 class Item:
     """A sample on its way into a shard."""
 

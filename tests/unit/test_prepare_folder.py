@@ -340,3 +340,23 @@ def test_a_shard_of_one_image_decodes_like_the_file(root: Path, prepare: Prepare
     (one,) = open_store(open_split(out), num_threads=1).read(np.array([13]))
     assert one.flags["C_CONTIGUOUS"]
     assert torch.from_numpy(one).dtype == torch.uint8
+
+
+def test_another_reader_of_webdataset_reads_the_shards(root: Path, prepare: Prepare) -> None:
+    """DALI's own: every image with its label, without our index."""
+    from nvidia import dali
+
+    (root / "train/ant/000.jpg").rename(root / "train/ant/with.a.dot and a space.jpg")
+    out = root.parent / "out"
+    assert prepare("folder", str(root), f"--out={out}", "--samples-per-shard=10")[0] == 0
+    pipeline = dali.Pipeline(batch_size=27, num_threads=1, device_id=None)
+    with pipeline:
+        shards = sorted(str(path) for path in (out / "train").glob("*.tar"))
+        pipeline.set_outputs(*dali.fn.readers.webdataset(paths=shards, ext=["jpg", "cls"]))
+    images, labels = pipeline.run()
+    found = sorted(
+        (int(bytes(np.asarray(labels.at(i)))), bytes(np.asarray(images.at(i)))) for i in range(27)
+    )
+    index = open_split(root)
+    expected = zip(index.labels.tolist(), map(Path, map(index.path, range(27))), strict=True)
+    assert found == sorted((label, path.read_bytes()) for label, path in expected)
