@@ -18,7 +18,7 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -158,7 +158,8 @@ def examples_transform() -> v1.Compose:
     return v1.Compose([crop, flip, v1.ToTensor(), v1.Normalize(MEAN, STD)])
 
 
-LOADERS: dict[str, Callable[[Setup], Iterator[torch.Tensor]]] = {
+Start = Callable[[Setup], Iterator[torch.Tensor]]
+LOADERS: dict[str, Start] = {
     "dali_native": dali_native,
     "dali": lambda setup: ours(setup, "dali"),
     "torch": lambda setup: ours(setup, "torch"),
@@ -241,7 +242,9 @@ def print_versions(setup: Setup) -> None:
     )
 
 
-def print_tables(rates: dict[str, list[Rate]]) -> None:
+def print_tables(
+    rates: dict[str, list[Rate]], bars: Sequence[tuple[str, str, float]] = tuple(BARS)
+) -> None:
     """Medians, spreads, and ratios of loaders in the same round, as Markdown."""
     print("\n| loader | images/s, median | lowest | highest | CPU ms an image, median |")
     print("|---|---:|---:|---:|---:|")
@@ -254,7 +257,7 @@ def print_tables(rates: dict[str, list[Rate]]) -> None:
         )
     print("\n| ratio | of medians | median of rounds | lowest | highest | bar |")
     print("|---|---:|---:|---:|---:|---:|")
-    for above, below, bar in BARS:
+    for above, below, bar in bars:
         if above in speed and below in speed:
             ratios = [a / b for a, b in zip(speed[above], speed[below], strict=True)]
             medians = statistics.median(speed[above]) / statistics.median(speed[below])
@@ -264,33 +267,46 @@ def print_tables(rates: dict[str, list[Rate]]) -> None:
             )
 
 
-def main() -> None:
-    """Measure and print."""
+def take_turns(
+    loaders: dict[str, Start], setup: Setup, *, rounds: int, seconds: float
+) -> dict[str, list[Rate]]:
+    """Measure all loaders in every round; the first fills the page cache and is not counted."""
+    rates: dict[str, list[Rate]] = {name: [] for name in loaders}
+    for number in range(rounds + 1):
+        for name, start in loaders.items():
+            rate = measure(start, setup, seconds=seconds if number else 1.0)
+            if number:
+                rates[name].append(rate)
+        if number:
+            latest = {name: round(of[-1].images_per_second) for name, of in rates.items()}
+            print(number, latest, flush=True)
+    return rates
+
+
+def parse_arguments(description: str, names: Sequence[str]) -> argparse.Namespace:
+    """The command line that the benchmarks of loaders share."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        description=description, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--images", type=Path, required=True, help="folder of class folders")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=6.0, help="of each loader in each round")
-    parser.add_argument("--loaders", default=",".join(LOADERS), help="names, with commas")
+    parser.add_argument("--loaders", default=",".join(names), help="names, with commas")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--num-workers", type=int, default=2)
-    args = parser.parse_args()
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", message="Corrupt EXIF data")
-    names = args.loaders.split(",")
-    rates: dict[str, list[Rate]] = {name: [] for name in names}
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure and print."""
+    args = parse_arguments(__doc__ or "", list(LOADERS))
+    chosen = {name: LOADERS[name] for name in args.loaders.split(",")}
     with repeated(args.images, at_least=10_000) as root:
         setup = Setup(root, args.batch_size, args.num_workers)
         print_versions(setup)
-        for number in range(args.rounds + 1):  # the first fills the page cache and is not counted
-            for name in names:
-                rate = measure(LOADERS[name], setup, seconds=args.seconds if number else 1.0)
-                if number:
-                    rates[name].append(rate)
-            if number:
-                latest = {name: round(of[-1].images_per_second) for name, of in rates.items()}
-                print(number, latest, flush=True)
+        rates = take_turns(chosen, setup, rounds=args.rounds, seconds=args.seconds)
     print_tables(rates)
 
 

@@ -156,6 +156,11 @@ def main() -> None:
         print(f"| {name} | {totals} | {statistics.median(steps):.3f} | {high:.3f} |")
     with_save, without = (sum(map(sum, group)) for group in groups.values())
     print(f"\ntotal with saves / without: {with_save / without:.4f}")
+    pairs = [sum(a) / sum(b) for a, b in zip(*groups.values(), strict=True)]
+    print(f"median of the pairs: {statistics.median(pairs):.4f}")
+    for name, group in groups.items():
+        by_place = [statistics.median(steps) for steps in zip(*group, strict=True)]
+        print(f"median step by its place, {name}: {' '.join(f'{x:.2f}' for x in by_place)}")
     print(f"step held up by the snapshot, ms: {', '.join(f'{value:.0f}' for value in blocked)}")
 
 

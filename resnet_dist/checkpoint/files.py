@@ -11,11 +11,13 @@ import hashlib
 import io
 import os
 import struct
+from contextlib import closing
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
 import torch
 
+from resnet_dist.checkpoint.direct import DirectWriter
 from resnet_dist.durable import replace_file
 from resnet_dist.errors import UserError
 from resnet_dist.failpoints import failpoint
@@ -34,7 +36,7 @@ class CorruptCheckpointError(UserError):
 class _HashingWriter(io.RawIOBase):
     """Forwards to a file and hashes what passes."""
 
-    def __init__(self, file: BinaryIO, *, is_trial: bool) -> None:
+    def __init__(self, file: DirectWriter, *, is_trial: bool) -> None:
         super().__init__()
         self._file = file
         self.sha256 = hashlib.sha256()
@@ -67,11 +69,13 @@ def write_checkpoint(path: Path, payload: dict[str, Any], *, is_trial: bool = Fa
     """
 
     def write(file: BinaryIO) -> None:
-        writer = _HashingWriter(file, is_trial=is_trial)
-        try:
-            torch.save({"format": FORMAT, **payload}, cast("IO[bytes]", writer))
-        except Exception as error:
-            raise (writer.error or error) from None
+        with closing(DirectWriter(file)) as direct:
+            writer = _HashingWriter(direct, is_trial=is_trial)
+            try:
+                torch.save({"format": FORMAT, **payload}, cast("IO[bytes]", writer))
+            except Exception as error:
+                raise (writer.error or error) from None
+            direct.finish()
         _append_checksum(file, writer.sha256.hexdigest())
 
     def at_stage(stage: str) -> None:
