@@ -83,7 +83,7 @@ class AlternatingLoader:
 def measure(config: Config, steps: int) -> dict[str, list[float]]:
     """Seconds of each counted step of both."""
     world = dist.start(config.dist)
-    configure_torch(config.train, world)
+    configure_torch(config, world)
     inputs = sync_open_inputs(config, world)
     plan = plan_batches(config.train.global_batch_size, 1)
     state, bare = (build_state(config, inputs, world) for _ in range(2))

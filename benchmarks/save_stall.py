@@ -85,7 +85,7 @@ class Timed:
 def measure(config: Config, *, pairs: int, every: int) -> tuple[list[float], list[float]]:
     """(seconds of each step after the first two intervals, snapshots' ms), on this rank."""
     world = dist.start(config.dist)
-    configure_torch(config.train, world)
+    configure_torch(config, world)
     inputs = sync_open_inputs(config, world)
     plan = plan_of(config, world)
     state = build_state(config, inputs, world)

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def measure(config: Config, world: World) -> dict[str, list[float]]:
     """Images/s over all ranks of each part, one figure a round."""
-    configure_torch(config.train, world)
+    configure_torch(config, world)
     inputs = sync_open_inputs(config, world)
     plan = plan_of(config, world)
     state = build_state(config, inputs, world)

@@ -19,7 +19,7 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler, 
 from resnet_dist import dist, divergence, summary
 from resnet_dist.checkpoint.lock import sync_own_run_folder
 from resnet_dist.checkpoint.manager import CheckpointManager, Loaded
-from resnet_dist.config import Config, TrainConfig
+from resnet_dist.config import Config
 from resnet_dist.config_load import Resolved, load_config, parse_arguments
 from resnet_dist.data.build import start_loader_server
 from resnet_dist.dist import World
@@ -49,6 +49,10 @@ from resnet_dist.run_folder import (
     write_facts,
 )
 from resnet_dist.state import TrainState
+
+LEAST_WIDTH_FOR_THREADS = 16
+"""With 8 channels and an odd batch the backward pass of a 1x1 convolution with stride 2 writes
+beyond its memory if it has several threads (torch 2.15, CPU). So small a network needs none."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -85,7 +89,7 @@ def run(resolved: Resolved, world: World) -> int:
     """Build everything, then train or only evaluate. Returns the exit code."""
     config = resolved.config
     sync_preflight(world)
-    configure_torch(config.train, world)
+    configure_torch(config, world)
     start_loader_server(config.data, world.device)
     inputs = sync_open_inputs(config, world)
     plan = dist.sync_attempt(world, lambda: plan_of(config, world))
@@ -174,9 +178,13 @@ def prepare_run(
     write_facts(folder, resolved, facts)
 
 
-def configure_torch(train: TrainConfig, world: World) -> None:
+def configure_torch(config: Config, world: World) -> None:
     """Process-wide settings of torch."""
-    torch.set_num_threads(train.num_threads or dist.threads_per_rank(world.local_size))
+    train = config.train
+    num_threads = dist.threads_per_rank(world.local_size)
+    if world.device.type == "cpu" and config.model.width < LEAST_WIDTH_FOR_THREADS:
+        num_threads = 1
+    torch.set_num_threads(train.num_threads or num_threads)
     torch.backends.cudnn.benchmark = not train.deterministic
     if train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

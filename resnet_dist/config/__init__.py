@@ -252,7 +252,8 @@ class TrainConfig:
     ema_every_steps: int = 1
     """Steps between updates of the average."""
     num_threads: int | None = _free(None)
-    """CPU threads of each rank's tensor operations. None: cores / ranks of the node."""
+    """CPU threads of each rank's tensor operations. None: cores / ranks of the node (1 for networks
+    narrower than 16 channels)."""
     deterministic: bool = _free(False)
     """Deterministic GPU kernels: bit for bit equal runs, slower. CPU runs always are."""
 

@@ -152,3 +152,11 @@ def test_evaluate_only_gives_the_recorded_figures_on_any_number_of_ranks(
         lines |= {line for line in result.output.splitlines() if "top1" in line}
     assert len(lines) == 1, lines
     assert f"top1 {recorded['val/top1']:.4%}" in lines.pop()
+
+
+def test_a_narrow_network_with_an_odd_batch_does_not_corrupt_memory(
+    tmp_path: Path, run_root: Path
+) -> None:
+    """One process would have several threads, with which a kernel of torch 2.15 writes too far."""
+    settings = ["data.loader=synthetic", "train.global_batch_size=9", "train.max_steps=20"]
+    train(1, run_root, tmp_path / "run", *settings)
