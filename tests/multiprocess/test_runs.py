@@ -114,7 +114,10 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(
 ) -> None:
     run_dir = tmp_path / "stopped"
     arguments = [*TINY, f"data.root={run_root}", f"run.dir={run_dir}", SAVE_EVERY]
-    with subprocess.Popen(torchrun(2, arguments), stdout=subprocess.PIPE, text=True) as process:
+    # Slow enough for the ranks, who agree every two seconds, to do so before the last step.
+    environment = {**os.environ, "RESNET_DIST_FAILPOINT": "step.begin@1-=sleep:0.3"}
+    command = torchrun(2, arguments)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if "step 2/" in line:
