@@ -79,6 +79,14 @@ def ours(setup: Setup, name: Any) -> Iterator[torch.Tensor]:
 
 def dali_native(setup: Setup) -> Iterator[torch.Tensor]:
     """DALI as its documentation shows it: it reads, shuffles and draws the crops itself."""
+    root = str(setup.root / "train")
+    return dali_reading(
+        setup, lambda fn: fn.readers.file(file_root=root, random_shuffle=True, name="reader")
+    )
+
+
+def dali_reading(setup: Setup, read: Callable[[Any], Any]) -> Iterator[torch.Tensor]:
+    """DALI's own pipeline behind one of its readers; `read(fn)` gives encoded images and labels."""
     from nvidia import dali as untyped_dali
 
     dali: Any = untyped_dali
@@ -90,9 +98,7 @@ def dali_native(setup: Setup) -> Iterator[torch.Tensor]:
         prefetch_queue_depth=2,
     )
     with pipeline:
-        encoded, labels = fn.readers.file(
-            file_root=str(setup.root / "train"), random_shuffle=True, name="reader"
-        )
+        encoded, labels = read(fn)
         images = fn.decoders.image_random_crop(
             encoded,
             random_aspect_ratio=[3 / 4, 4 / 3],

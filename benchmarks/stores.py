@@ -20,11 +20,9 @@ import numpy as np
 import torch
 from loaders import (
     LOADERS,
-    MEAN,
-    SIZE,
-    STD,
     Setup,
     Start,
+    dali_reading,
     ours,
     parse_arguments,
     print_tables,
@@ -61,43 +59,16 @@ def shards(setup: Setup) -> list[str]:
 
 def dali_webdataset(setup: Setup) -> Iterator[torch.Tensor]:
     """DALI's reader of such shards, with its own shuffling and crops."""
-    from nvidia import dali as untyped_dali
-
-    dali: Any = untyped_dali
-    fn, types = dali.fn, dali.types
-    pipeline = dali.Pipeline(
-        batch_size=setup.batch_size,
-        num_threads=setup.num_workers,
-        device_id=None,
-        prefetch_queue_depth=2,
-    )
-    with pipeline:
-        encoded, labels = fn.readers.webdataset(
+    return dali_reading(
+        setup,
+        lambda fn: fn.readers.webdataset(
             paths=shards(setup),
             ext=["jpg;jpeg;png", "cls"],
             missing_component_behavior="error",
             random_shuffle=True,
             initial_fill=1024,
-        )
-        images = fn.decoders.image_random_crop(
-            encoded,
-            random_aspect_ratio=[3 / 4, 4 / 3],
-            random_area=[0.08, 1.0],
-            output_type=types.RGB,
-        )
-        images = fn.resize(images, size=[SIZE, SIZE], antialias=True)
-        images = fn.crop_mirror_normalize(
-            images,
-            mirror=fn.random.coin_flip(),
-            mean=[255 * value for value in MEAN],
-            std=[255 * value for value in STD],
-            dtype=types.FLOAT,
-            output_layout="CHW",
-        )
-        pipeline.set_outputs(images, labels)
-    while True:
-        output, _ = pipeline.run()
-        yield torch.utils.dlpack.from_dlpack(output.as_tensor())
+        ),
+    )
 
 
 def decode(encoded: bytes) -> torch.Tensor:
