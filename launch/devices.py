@@ -8,9 +8,11 @@ CUDA would find none.
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from resnet_dist.errors import UserError
 
@@ -26,14 +28,24 @@ class Gpu:
     name: str
 
 
+DRIVER = Path("/dev/nvidiactl")
+"""There where the driver is."""
+
+
+def can_be_asked() -> bool:
+    """Whether `installed_gpus` has something to say: not in a container that has the driver but no
+    nvidia-smi. There the ranks find out for themselves whether each has a GPU of its own."""
+    return shutil.which(_QUERY[0]) is not None or not DRIVER.exists()
+
+
 def installed_gpus() -> list[Gpu]:
     """The GPUs that this process can see, in the driver's order. Raises UserError."""
     try:
         ended = subprocess.run(_QUERY, capture_output=True, text=True, timeout=_TIMEOUT_S)
     except FileNotFoundError:
         raise UserError(
-            "nvidia-smi is not found: no GPU driver, or not in the container (dist.device=cpu "
-            "trains on CPUs)"
+            "neither nvidia-smi nor the GPU driver is found, on the node or in the container "
+            "(dist.device=cpu trains on CPUs)"
         ) from None
     except subprocess.TimeoutExpired:
         raise UserError(f"nvidia-smi gave no answer in {_TIMEOUT_S} s: a GPU hangs") from None

@@ -23,7 +23,7 @@ from typing import Any
 
 from launch.attempt import Attempt, events, read_json, write_json
 from launch.cluster import ClusterConfig, add_options, given_options, load_cluster
-from launch.devices import assign, installed_gpus
+from launch.devices import assign, can_be_asked, installed_gpus
 from resnet_dist.config import Config
 from resnet_dist.config_load import load_config
 from resnet_dist.errors import UserError
@@ -49,7 +49,7 @@ def examine(cluster: ClusterConfig, config: Config) -> Findings:
     problems: list[str] = []
     visible: str | None = None
     gpus: list[str] = []
-    if wants_gpus(cluster, config):
+    if wants_gpus(cluster, config) and can_be_asked():
         try:
             before = os.environ.get("CUDA_VISIBLE_DEVICES")
             visible, gpus = assign(installed_gpus(), before, cluster.gpus_per_node)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from launch import devices
 from launch.devices import Gpu, assign, installed_gpus
 from resnet_dist.errors import UserError
 
@@ -99,5 +100,18 @@ def test_a_driver_that_is_not_well(mock_smi: Path, body: str, words: str) -> Non
 
 def test_no_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match="nvidia-smi is not found"):
+    with pytest.raises(UserError, match="neither nvidia-smi nor the GPU driver is found"):
         installed_gpus()
+
+
+def test_a_container_with_the_driver_alone_is_not_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    driver = tmp_path / "nvidiactl"
+    monkeypatch.setattr(devices, "DRIVER", driver)
+    assert devices.can_be_asked()  # and then says that there is neither
+    driver.touch()
+    assert not devices.can_be_asked()
+    (tmp_path / "nvidia-smi").touch(mode=0o755)
+    assert devices.can_be_asked()
