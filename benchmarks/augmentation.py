@@ -14,25 +14,21 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from loaders import MEAN, SIZE, STD, Rate, Setup, measure, print_versions, read_rgb, repeated
+from loaders import MEAN, SIZE, STD, Rate, Setup, measure, ours, print_versions, read_rgb, repeated
 from torch.nn import functional
 from torch.utils.data import DataLoader, default_collate
 from torchvision import datasets
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import InterpolationMode, v2
 
-from resnet_dist.config import DataConfig
 from resnet_dist.data import operations, pixels
-from resnet_dist.data.build import build_train_loader, open_index
 from resnet_dist.data.jobs import Operations
 from resnet_dist.data.operations import Code
-from resnet_dist.plan import BatchPlan
 
 NUM_IMAGES = 50
 RECIPE: dict[str, Any] = {
@@ -113,26 +109,6 @@ def magnitudes(code: Code) -> list[float]:
     ]
 
 
-def ours(setup: Setup, loader: Any, recipe: dict[str, Any]) -> Iterator[torch.Tensor]:
-    """A loader of this package."""
-    data = DataConfig(
-        root=str(setup.root), cache_dir=str(setup.root / "cache"), loader=loader, **recipe
-    )
-    index = open_index(data, "train", build=True, show_progress=False)
-    built = build_train_loader(
-        data,
-        index,
-        plan=BatchPlan(setup.batch_size, 1, 1),
-        seed=time.time_ns() % 2**32,
-        rank=0,
-        device=torch.device("cpu"),
-        num_workers=setup.num_workers,
-    )
-    with closing(built.batches(0, 10**9)) as batches:
-        for batch in batches:
-            yield batch.images
-
-
 def torchvisions(setup: Setup) -> Iterator[torch.Tensor]:
     """ImageFolder and DataLoader with torchvision's own transforms of the same recipe."""
     transform = v2.Compose(
@@ -165,11 +141,11 @@ def torchvisions(setup: Setup) -> Iterator[torch.Tensor]:
 
 
 LOADERS: dict[str, Callable[[Setup], Iterator[torch.Tensor]]] = {
-    "torch": lambda setup: ours(setup, "torch", {}),
-    "torch, recipe": lambda setup: ours(setup, "torch", RECIPE),
+    "torch": lambda setup: ours(setup, "torch"),
+    "torch, recipe": lambda setup: ours(setup, "torch", **RECIPE),
     "torchvision_v2, recipe": torchvisions,
-    "dali": lambda setup: ours(setup, "dali", {}),
-    "dali, recipe": lambda setup: ours(setup, "dali", RECIPE),
+    "dali": lambda setup: ours(setup, "dali"),
+    "dali, recipe": lambda setup: ours(setup, "dali", **RECIPE),
 }
 
 

@@ -59,9 +59,10 @@ class Setup:
     num_workers: int
 
 
-def ours(setup: Setup, name: Any) -> Iterator[torch.Tensor]:
-    """A loader of this package."""
-    data = DataConfig(root=str(setup.root), cache_dir=str(setup.root / "cache"), loader=name)
+def ours(setup: Setup, name: Any, **recipe: Any) -> Iterator[torch.Tensor]:
+    """A loader of this package, with further settings of its data section."""
+    root = setup.root
+    data = DataConfig(root=str(root), cache_dir=str(root / "cache"), loader=name, **recipe)
     index = open_index(data, "train", build=True, show_progress=False)
     loader = build_train_loader(
         data,

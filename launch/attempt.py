@@ -14,6 +14,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,11 @@ class AttemptName:
 
     def __str__(self) -> str:
         return f"{self.submission:03d}.{self.restart:03d}"
+
+    def launch_id(self, job_id: str) -> str:
+        """What only the processes of one attempt have in common: torchrun's rendezvous id, by
+        which the trainer's own records name their launch."""
+        return f"{job_id}.{self}"
 
     @classmethod
     def parse(cls, text: str) -> AttemptName:
@@ -149,8 +155,13 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         whole = path.read_text(errors="replace").rpartition("\n")[0]
     except OSError:
         return []
+    return parse_lines(whole.splitlines())
+
+
+def parse_lines(lines: Iterable[str]) -> list[dict[str, Any]]:
+    """JSON objects, one a line; what is none is left out."""
     found = []
-    for line in whole.splitlines():
+    for line in lines:
         try:
             found.append(json.loads(line))
         except ValueError:

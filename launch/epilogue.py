@@ -73,7 +73,7 @@ class Ending:
 
 def ends_of(run_dir: Path, name: AttemptName) -> list[dict[str, Any]]:
     """What the training said of an attempt's starts that ended by themselves, oldest first."""
-    launches = {f"{line['job_id']}.{name}" for line in events(run_dir, name, "start")}
+    launches = {name.launch_id(line["job_id"]) for line in events(run_dir, name, "start")}
     return [line for line in read_lines(run_dir / "ends.jsonl") if line.get("launch") in launches]
 
 

@@ -106,10 +106,6 @@ class TrainJob:
         requeued as it is."""
         return DelayedSubmission(self)
 
-    def launch_id(self, place: Place) -> str:
-        """What only the processes of one attempt have in common: torchrun's rendezvous id."""
-        return f"{place.job_id}.{AttemptName(self.submission, place.restart)}"
-
 
 class Signals:
     """Signals that this process got, in their order. Handlers only take note."""
@@ -239,7 +235,7 @@ def command(job: TrainJob, place: Place, config: Config, name: AttemptName) -> l
         f"--max-restarts={cluster.max_restarts}",
         "--rdzv-backend=c10d",
         f"--rdzv-endpoint={place.hosts[0]}:{place.port}",
-        f"--rdzv-id={job.launch_id(place)}",
+        f"--rdzv-id={name.launch_id(place.job_id)}",
         "--rdzv-conf=" + ",".join(f"{key}={value}" for key, value in rendezvous.items()),
         f"--local-addr={place.host}",
         "-m",

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.attempt import read_json, read_lines, write_json
+from launch.attempt import parse_lines, read_json, read_lines, write_json
 from launch.cluster import ClusterConfig
 from resnet_dist.errors import UserError
 
@@ -188,13 +187,7 @@ def _tail(path: Path) -> list[dict[str, Any]]:
     except OSError:
         return []
     lines = text.rpartition("\n")[0].splitlines()
-    found = []
-    for line in lines[1 if size > _TAIL_BYTES else 0 :]:
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
-    return [line for line in found if isinstance(line, dict)]
+    return parse_lines(lines[1 if size > _TAIL_BYTES else 0 :])
 
 
 def cluster_of(submission: Submission) -> ClusterConfig:

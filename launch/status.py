@@ -207,7 +207,7 @@ def _restarts(
     """How often training was started within an attempt, and what torchrun said in between."""
     if not starts:
         return 0, []
-    launch = f"{starts[0]['job_id']}.{name}"
+    launch = name.launch_id(starts[0]["job_id"])
     lines = read_lines(run_dir / "starts.jsonl")
     count = sum(line.get("launch") == launch for line in lines)
     said = [f"{line['host']}: {line['text']}" for line in events(run_dir, name, "worker")]

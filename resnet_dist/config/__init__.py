@@ -14,24 +14,23 @@ from typing import Literal
 
 from resnet_dist.config.augment import AugmentFields
 from resnet_dist.config.dali import DaliFields
-from resnet_dist.config.rules import Rules as _Rules
-from resnet_dist.config.rules import free as _free
+from resnet_dist.config.rules import Rules, free
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Which run this is, where it lives, and how it starts."""
 
-    name: str = _free("quickstart")
+    name: str = free("quickstart")
     """Name of the run; its folder is `runs/<name>` unless `run.dir` is set."""
-    dir: str | None = _free(None)
+    dir: str | None = free(None)
     """Run folder: resolved config, versions, logs, checkpoints, curves.png."""
-    resume: str = _free("auto")
+    resume: str = free("auto")
     """auto: go on in the run folder if it holds a checkpoint; never: start anew in an empty folder;
     required: fail if there is no checkpoint; PATH: start from that checkpoint file."""
-    evaluate_only: bool = _free(False)
+    evaluate_only: bool = free(False)
     """Evaluate the checkpoint that `run.resume` names, train nothing."""
-    allow_config_change: bool = _free(False)
+    allow_config_change: bool = free(False)
     """Resume although settings that change the mathematics differ from the checkpoint's."""
 
 
@@ -40,12 +39,12 @@ class DataConfig(AugmentFields, DaliFields):
     """What is read, and how it becomes a batch. More fields are in `resnet_dist.config.augment` and
     `resnet_dist.config.dali`."""
 
-    root: str | None = _free(None)
+    root: str | None = free(None)
     """Folder with one folder a split, each with one folder a class or packed by
     resnet_dist.prepare. None: the embedded data set."""
-    train_split: str = _free("train")
+    train_split: str = free("train")
     """Name of the training folder below `data.root`."""
-    val_split: str = _free("val")
+    val_split: str = free("val")
     """Name of the validation folder below `data.root`."""
     order: Literal["shuffled", "blocked"] = "shuffled"
     """shuffled: any sample may follow any other; blocked: only a few shards are in use at a time
@@ -53,7 +52,7 @@ class DataConfig(AugmentFields, DaliFields):
     blocked_window: int = 16
     """Shards in use at a time (blocked only): of 1024 samples each, as thorough as a shuffle buffer
     of 16 times as many."""
-    loader: Literal["auto", "dali", "torch", "synthetic"] = _free("auto")
+    loader: Literal["auto", "dali", "torch", "synthetic"] = free("auto")
     """auto: dali on a GPU, torch on CPU (as fast there, and closer to Pillow: docs/benchmarks)."""
     train_size: int = 224
     """Side of a training crop, pixels."""
@@ -78,20 +77,20 @@ class DataConfig(AugmentFields, DaliFields):
     """Mean of R, G, B on a scale of 0 to 1."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     """Standard deviation of R, G, B on a scale of 0 to 1."""
-    num_workers: int | None = _free(None)
+    num_workers: int | None = free(None)
     """Loader processes (torch) or threads (dali) of each rank. None: cores / ranks of the node."""
-    prefetch_batches: int = _free(2)
+    prefetch_batches: int = free(2)
     """Batches in flight for each rank (dali) or each worker (torch)."""
-    cache_dir: str | None = _free(None)
+    cache_dir: str | None = free(None)
     """Where indexes and the embedded data set are kept. None: ~/.cache/resnet_dist."""
-    local_cache_dir: str | None = _free(None)
+    local_cache_dir: str | None = free(None)
     """Folder on a disk of the node: what was read once from shards on shared storage is read from
     there afterwards, also by later runs. None: nothing is kept."""
-    local_cache_gib: float = _free(100.0)
+    local_cache_gib: float = free(100.0)
     """Most that is kept there of each split, GiB: its first shards."""
 
     def __post_init__(self) -> None:
-        rules = _Rules()
+        rules = Rules()
         rules.require(
             self.local_cache_gib > 0,
             "data.local_cache_gib",
@@ -195,7 +194,7 @@ class ModelConfig:
     """Added to the variance."""
 
     def __post_init__(self) -> None:
-        rules = _Rules()
+        rules = Rules()
         rules.require(
             self.num_classes is None or self.num_classes >= 2,
             "model.num_classes",
@@ -217,9 +216,9 @@ class TrainConfig:
     """Samples of one step over all ranks. Local and micro-batches follow from it."""
     epochs: int = 90
     """Passes over the training data; the schedules span them."""
-    max_steps: int | None = _free(None)
+    max_steps: int | None = free(None)
     """Stop after this many steps without changing the schedules; None: all epochs."""
-    max_micro_batch_size: int | None = _free(None)
+    max_micro_batch_size: int | None = free(None)
     """Most samples in one forward pass of a rank (memory); None: no limit."""
     accumulation_steps: int | None = None
     """Micro-batches a step. None: the fewest that `max_micro_batch_size` allows. Pin it to keep
@@ -228,7 +227,7 @@ class TrainConfig:
     """Autocast type of the forward pass; float16 adds loss scaling. Weights stay float32."""
     channels_last: bool = True
     """NHWC memory format."""
-    compile: bool = _free(False)
+    compile: bool = free(False)
     """torch.compile the model (equal up to rounding; pays little on CPU)."""
     sync_batch_norm: bool = True
     """Batch statistics over all ranks: the world size does not change the loss curve."""
@@ -251,14 +250,14 @@ class TrainConfig:
     """Decay of an exponential moving average of the weights, evaluated too. None: none is kept."""
     ema_every_steps: int = 1
     """Steps between updates of the average."""
-    num_threads: int | None = _free(None)
+    num_threads: int | None = free(None)
     """CPU threads of each rank's tensor operations. None: cores / ranks of the node (1 for networks
     narrower than 16 channels)."""
-    deterministic: bool = _free(False)
+    deterministic: bool = free(False)
     """Deterministic GPU kernels: bit for bit equal runs, slower. CPU runs always are."""
 
     def __post_init__(self) -> None:
-        rules = _Rules()
+        rules = Rules()
         for name in ("global_batch_size", "epochs", "ema_every_steps"):
             value = getattr(self, name)
             rules.require(
@@ -344,7 +343,7 @@ class OptimConfig:
     """Also decay batch norm's parameters and biases (torchvision's first recipes did)."""
 
     def __post_init__(self) -> None:
-        rules = _Rules()
+        rules = Rules()
         rules.require(self.lr > 0, "optim.lr", self.lr, "must be positive", "0.1 per 256 is usual")
         rules.require(
             self.weight_decay >= 0,
@@ -410,7 +409,7 @@ class ScheduleConfig:
     """Momentum at one_cycle's start and end."""
 
     def __post_init__(self) -> None:
-        rules = _Rules()
+        rules = Rules()
         rules.require(
             self.warmup_epochs >= 0,
             "schedule.warmup_epochs",
@@ -458,16 +457,16 @@ class ScheduleConfig:
 class EvalConfig:
     """Evaluation."""
 
-    batch_size: int = _free(256)
+    batch_size: int = free(256)
     """Samples of one forward pass. Whole batches go to the ranks in turn."""
-    every_epochs: int = _free(1)
+    every_epochs: int = free(1)
     """Epochs between evaluations; the last epoch is always evaluated."""
     flip: bool = False
     """Evaluate each image and its mirror image, and take the mean of the logits (ffcv's test-time
     augmentation). Twice the work."""
 
     def __post_init__(self) -> None:
-        rules = _Rules()
+        rules = Rules()
         for name in ("batch_size", "every_epochs"):
             value = getattr(self, name)
             rules.require(
@@ -480,19 +479,19 @@ class EvalConfig:
 class CheckpointConfig:
     """When to save, and what to keep."""
 
-    every_steps: int | None = _free(None)
+    every_steps: int | None = free(None)
     """Steps between saves, besides those at the end of epochs."""
-    every_epochs: int = _free(1)
+    every_epochs: int = free(1)
     """Epochs between saves; the last step is always saved."""
-    keep_last: int = _free(3)
+    keep_last: int = free(3)
     """Newest checkpoints to keep."""
-    keep_best: bool = _free(True)
+    keep_best: bool = free(True)
     """Also keep the checkpoint of the best validation top-1, as best.pt."""
-    max_failures: int = _free(10)
+    max_failures: int = free(10)
     """Saves that may fail one after another (a full disk) before the run ends."""
 
     def __post_init__(self) -> None:
-        rules = _Rules()
+        rules = Rules()
         rules.require(
             self.every_steps is None or self.every_steps >= 1,
             "checkpoint.every_steps",
@@ -512,15 +511,15 @@ class CheckpointConfig:
 class LogConfig:
     """What is shown and recorded."""
 
-    every_steps: int = _free(50)
+    every_steps: int = free(50)
     """Steps between records; the device is read only then."""
-    tensorboard: bool = _free(True)
+    tensorboard: bool = free(True)
     """Write TensorBoard events to the run folder."""
-    progress: Literal["auto", "bar", "lines"] = _free("auto")
+    progress: Literal["auto", "bar", "lines"] = free("auto")
     """auto: a bar on a terminal, a line a record otherwise."""
 
     def __post_init__(self) -> None:
-        rules = _Rules()
+        rules = Rules()
         rules.require(
             self.every_steps >= 1, "log.every_steps", self.every_steps, "must be at least 1", "50"
         )
@@ -531,20 +530,20 @@ class LogConfig:
 class DistConfig:
     """The process group."""
 
-    device: Literal["auto", "cuda", "cpu"] = _free("auto")
+    device: Literal["auto", "cuda", "cpu"] = free("auto")
     """auto: a GPU for each rank where there are any; cuda: refuse to train on CPUs."""
-    timeout_s: float = _free(600.0)
+    timeout_s: float = free(600.0)
     """A collective that takes longer ends the run (so that it can be restarted), seconds."""
-    bucket_cap_mb: float = _free(25.0)
+    bucket_cap_mb: float = free(25.0)
     """Size of DDP's gradient buckets, MiB."""
-    world_size: int | None = _free(None)
+    world_size: int | None = free(None)
     """Number of ranks to insist on. None: whatever torchrun started."""
-    flight_recorder_entries: int = _free(2000)
+    flight_recorder_entries: int = free(2000)
     """Collectives that NCCL keeps in mind and writes to `flight_recorder/` in the run folder when
     one times out, about 1 KB each. 0: none."""
 
     def __post_init__(self) -> None:
-        rules = _Rules()
+        rules = Rules()
         for name in ("timeout_s", "bucket_cap_mb"):
             value = getattr(self, name)
             rules.require(
@@ -571,21 +570,21 @@ class DistConfig:
 class FaultsConfig:
     """What is watched while the run goes on, and when it gives up."""
 
-    max_skipped_steps: int = _free(20)
+    max_skipped_steps: int = free(20)
     """Steps in a row whose loss or gradients are not finite. They are skipped (no update); after
     as many the run goes back to its last good checkpoint once, and then stops with a diagnosis."""
-    watchdog_s: float | None = _free(1200.0)
+    watchdog_s: float | None = free(1200.0)
     """A rank that gets no further for this long writes down its stacks and ends, so that it can be
     started again, seconds. More than dist.timeout_s, so that an error has the first word. null: no
     watchdog."""
-    replica_check_every_steps: int | None = _free(500)
+    replica_check_every_steps: int | None = free(500)
     """Steps between comparisons of all ranks' weights; also before the checkpoint of an epoch.
     null: never."""
-    straggler_factor: float = _free(1.5)
+    straggler_factor: float = free(1.5)
     """A rank is named as slow when it takes this many times the median rank's time."""
 
     def __post_init__(self) -> None:
-        rules = _Rules()
+        rules = Rules()
         rules.require(
             self.max_skipped_steps >= 1,
             "faults.max_skipped_steps",
@@ -636,7 +635,7 @@ class Config:
     faults: FaultsConfig = field(default_factory=FaultsConfig)
 
     def __post_init__(self) -> None:
-        rules = _Rules()
+        rules = Rules()
         rules.require(
             0 <= self.seed < 2**63, "seed", self.seed, "must lie in [0, 2**63)", "0 is fine"
         )
