@@ -90,7 +90,7 @@ def build_parts(
     train = config.train
     cadence = cadence_of(config, len(inputs.train))
     network = wrap_model(state.model, train=train, dist=config.dist, world=world)
-    first = first_synchronised(state.model, train=train)
+    first = first_synchronised(network, train=train)
     warm_up_buckets(network, train=train, size=config.data.train_size, device=world.device)
     recorder, saver = build_records(config, state, inputs, world)
     return Parts(

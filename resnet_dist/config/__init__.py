@@ -229,6 +229,9 @@ class TrainConfig:
     """NHWC memory format."""
     compile: bool = free(False)
     """torch.compile the model (equal up to rounding; pays little on CPU)."""
+    fused_norm: bool = free(False)
+    """Batch norm, addition and ReLU in one pass over memory, by kernels written for GPUs (equal up
+    to rounding). Slower on a CPU."""
     sync_batch_norm: bool = True
     """Batch statistics over all ranks: the world size does not change the loss curve."""
     label_smoothing: float = 0.0
@@ -272,6 +275,20 @@ class TrainConfig:
                 "must be at least 1",
                 "leave it out for the default",
             )
+        rules.require(
+            not self.fused_norm or self.channels_last,
+            "train.fused_norm",
+            self.fused_norm,
+            "needs train.channels_last=true",
+            "the kernels read channels-last memory",
+        )
+        rules.require(
+            not self.fused_norm or not self.compile,
+            "train.fused_norm",
+            self.fused_norm,
+            "excludes train.compile",
+            "the compiler fuses batch norm in its own way: choose one",
+        )
         rules.require(
             0 <= self.label_smoothing < 1,
             "train.label_smoothing",

@@ -1,9 +1,10 @@
 """Batch norm whose batch is that of all ranks, on CPUs and on GPUs.
 
 Promises the values, gradients and running statistics of `nn.BatchNorm2d` on the concatenation of
-all ranks' batches, uneven and empty ones included, up to floating-point summation order. On GPUs it
-calls torch's own kernels. `torch.nn.SyncBatchNorm` refuses CPU tensors (still in 2.15), so there an
-autograd function of ours does the same with one collective forward and one backward.
+all ranks' batches, uneven and empty ones included, up to floating-point summation order, with one
+collective forward and one backward. `torch.nn.SyncBatchNorm` refuses CPU tensors (still in 2.15),
+and on GPUs makes the host wait in every layer, to leave out ranks without samples; so there is an
+autograd function of ours for each. The one for GPUs calls torch's kernels, and never waits.
 
 Names and buffers are those of `nn.BatchNorm2d`: state dicts go both ways. Parameter gradients are
 the local sums, because DDP (or whoever trains) adds them up over the ranks.
@@ -17,14 +18,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.modules._functions import SyncBatchNorm as _TorchSyncBatchNorm
 
 Norm = TypeVar("Norm", bound=nn.BatchNorm2d)
 
 
 def _synchronised(x: Tensor, norm: SyncBatchNorm2d, group: Any) -> Tensor:
     state = (norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps, norm.momentum)
-    function = _TorchSyncBatchNorm if x.is_cuda else _SyncBatchNormCpu
+    function = _SyncBatchNormCuda if x.is_cuda else _SyncBatchNormCpu
     result: Tensor = function.apply(x, *state, group, dist.get_world_size(group))
     return result
 
@@ -125,6 +125,75 @@ class _SyncBatchNormCpu(torch.autograd.Function):
         return grad_x, grad_weight, grad_bias, None, None, None, None, None, None
 
 
+class _SyncBatchNormCuda(torch.autograd.Function):
+    """The function for tensors on GPUs, over the kernels that `torch.nn.SyncBatchNorm` calls.
+
+    That one drops the rows of ranks without samples by a mask, whose result has a size that the
+    host must wait for (pytorch issue 78549). Here they stay, with `ALMOST_NONE` for a count: the
+    kernel that merges the rows would divide zero by zero if the first was empty.
+    """
+
+    ALMOST_NONE = 1e-20
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        running_mean: Tensor,
+        running_var: Tensor,
+        eps: float,
+        momentum: float,
+        group: dist.ProcessGroup,
+        world_size: int,
+    ) -> Tensor:
+        x = x.contiguous(memory_format=_layout(x))
+        channels = x.shape[1]
+        if x.numel():
+            mean, scale = torch.batch_norm_stats(x, eps)
+            count = float(x.numel() // channels)
+        else:
+            mean, scale = torch.zeros_like(running_mean), torch.ones_like(running_mean)
+            count = _SyncBatchNormCuda.ALMOST_NONE
+        own = torch.cat([mean, scale, mean.new_full((1,), count)])
+        everyone = own.new_empty(world_size, 2 * channels + 1)
+        dist.all_gather_into_tensor(everyone, own, group=group)
+        means, scales, counts = torch.split(everyone, [channels, channels, 1], dim=1)
+        counts = counts.reshape(-1)
+        mean, scale = torch.batch_norm_gather_stats_with_counts(
+            x, means, scales, running_mean, running_var, momentum, eps, counts
+        )
+        ctx.save_for_backward(x, weight, mean, scale, counts.to(torch.int32))
+        ctx.group = group
+        if not x.numel():
+            return torch.empty_like(x)
+        result: Tensor = torch.batch_norm_elemt(x, weight, bias, mean, scale, eps)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, scale, counts = ctx.saved_tensors
+        grad = grad.contiguous(memory_format=_layout(x))
+        if x.numel():
+            sum_grad, sum_product, grad_weight, grad_bias = torch.batch_norm_backward_reduce(
+                grad, x, mean, scale, weight, True, True, True
+            )
+            total = torch.cat([sum_grad, sum_product])
+        else:
+            grad_weight, grad_bias = torch.zeros_like(mean), torch.zeros_like(mean)
+            total = mean.new_zeros(2 * mean.shape[0])
+        dist.all_reduce(total, group=ctx.group)
+        if not x.numel():
+            return torch.empty_like(x), grad_weight, grad_bias, *[None] * 6
+        sum_grad, sum_product = total.chunk(2)
+        grad_x = torch.batch_norm_backward_elemt(
+            grad, x, mean, scale, weight, sum_grad, sum_product, counts
+        )
+        return grad_x, grad_weight, grad_bias, *[None] * 6
+
+
 def _layout(x: Tensor) -> torch.memory_format:
     is_last = x.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if is_last else torch.contiguous_format
@@ -178,8 +247,7 @@ def convert_sync_batch_norm(
     """Replace every `nn.BatchNorm2d` inside `module`, sharing its parameters and buffers.
 
     Changes `module` in place and returns it (or its replacement, if it is itself a batch norm).
-    Raises ValueError for a batch norm that cannot be synchronised, rather than leave it local. On
-    GPUs torch's function drops empty ranks, which makes the host wait: give every rank a sample.
+    Raises ValueError for a batch norm that cannot be synchronised, rather than leave it local.
     """
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         if not isinstance(module, nn.BatchNorm2d):

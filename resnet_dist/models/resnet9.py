@@ -57,7 +57,10 @@ class ResNet9(nn.Module):
         x = self.conv2(self.conv1(images))
         x = self.res1(x) + x
         x = self.conv4(self.conv3(x))
-        x = self.res2(x) + x
+        return self.classify(self.res2(x) + x)
+
+    def classify(self, x: Tensor) -> Tensor:
+        """Logits from the features after the last convolution."""
         # Not adaptive max-pooling: its backward on GPUs is not deterministic.
         x = F.max_pool2d(x, (x.shape[2], x.shape[3]))
         logits: Tensor = self.fc(torch.flatten(x, 1))

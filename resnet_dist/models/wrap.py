@@ -2,7 +2,8 @@
 
 The order, and why:
 
-1. sync batch norm replaces modules, so it comes before anything that captures them;
+1. sync batch norm replaces modules, so it comes before anything that captures them; with
+   `train.fused_norm` it replaces none: the fused pass around the model synchronises itself;
 2. device and channels-last come before DDP, whose buckets take the layout of the parameters;
 3. torch.compile works in place (`module.compile()`): names and state dict stay plain, and inside
    DDP's forward the compiler still splits its graph at the bucket bounds, so that communication
@@ -18,11 +19,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed import group
 from torch.nn.parallel import DistributedDataParallel
 
 from resnet_dist.config import DistConfig, TrainConfig
 from resnet_dist.dist import World
 from resnet_dist.models.batch_norm import SyncBatchNorm2d, convert_sync_batch_norm
+from resnet_dist.models.fused import FusedNetwork
 
 # Torch 2.15 renamed it, and warns of the old name.
 _BUFFER_SETTING = (
@@ -35,12 +38,14 @@ _BUFFER_SETTING = (
 def wrap_model(
     model: nn.Module, *, train: TrainConfig, dist: DistConfig, world: World
 ) -> nn.Module:
-    """The module to call in training: the model itself, or DDP around it (`.module`).
+    """The module to call in training: the model itself, or what is put around it.
 
     Changes `model` in place, which stays the one to evaluate, average and save. With more than one
-    rank all must call it: DDP broadcasts rank 0's parameters.
+    rank all must call it: DDP broadcasts rank 0's parameters. Raises UserError if the model has no
+    fused form but `train.fused_norm` asks for it.
     """
-    if train.sync_batch_norm and world.size > 1:
+    is_synchronised = train.sync_batch_norm and world.size > 1
+    if is_synchronised and not train.fused_norm:
         model = convert_sync_batch_norm(model)
     model.to(world.device)
     if train.channels_last:
@@ -50,6 +55,8 @@ def wrap_model(
             if isinstance(module, SyncBatchNorm2d):
                 module.hide_from_compiler()
         model.compile()
+    if train.fused_norm:
+        model = FusedNetwork(model, group.WORLD if is_synchronised else None)
     if world.size == 1:
         return model
     settings: dict[str, Any] = {_BUFFER_SETTING: False}
@@ -62,18 +69,20 @@ def wrap_model(
     )
 
 
-def first_synchronised(model: nn.Module, *, train: TrainConfig) -> nn.Module | nn.Parameter:
-    """What marks the first collective of a training step of a model that `wrap_model` changed.
+def first_synchronised(network: nn.Module, *, train: TrainConfig) -> nn.Module | nn.Parameter:
+    """What marks the first collective of a training step of what `wrap_model` gave.
 
     The first synchronised batch norm, else the parameter whose gradient comes first, about when
     DDP sends off its first bucket. The compiler ignores hooks that modules get later, so with
     `train.compile` it is the parameter, although batch norm may communicate before.
     """
     if not train.compile:
-        for module in model.modules():
+        for module in network.modules():
+            if isinstance(module, FusedNetwork) and module.is_synchronised:
+                return module.before_first_norm
             if isinstance(module, SyncBatchNorm2d):
                 return module
-    return [parameter for parameter in model.parameters() if parameter.requires_grad][-1]
+    return [parameter for parameter in network.parameters() if parameter.requires_grad][-1]
 
 
 def warm_up_buckets(

@@ -163,3 +163,19 @@ def test_a_narrow_network_with_an_odd_batch_does_not_corrupt_memory(
     """One process would have several threads, with which a kernel of torch 2.15 writes too far."""
     settings = ["data.loader=synthetic", "train.global_batch_size=9", "train.max_steps=20"]
     train(1, run_root, tmp_path / "run", *settings)
+
+
+def test_fused_batch_norm_is_the_same_curve_for_any_number_of_ranks_and_resumes_exactly(
+    undisturbed: Callable[[int, str], Path], run_root: Path, tmp_path: Path
+) -> None:
+    fused = [SAVE_EVERY, "train.fused_norm=true"]
+    one, two, killed = (tmp_path / name for name in ("one", "two", "killed"))
+    train(1, run_root, one, *fused)
+    train(2, run_root, two, *fused)
+    expected = losses(undisturbed(1, "torch"))
+    assert losses(one) == pytest.approx(expected, rel=1e-4)
+    assert losses(two) == pytest.approx(expected, rel=1e-4)
+    kill = {"RESNET_DIST_FAILPOINT": "step.after_optimizer@11"}
+    train(2, run_root, killed, *fused, environment=kill, check=False)
+    train(2, run_root, killed, *fused)
+    assert_same_run(two, killed)

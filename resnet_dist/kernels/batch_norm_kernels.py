@@ -1,0 +1,246 @@
+"""Triton kernels for batch norm, addition and ReLU on channels-last activations.
+
+An activation is a matrix of M = N * H * W rows of C channels. All kernels are limited by memory, so
+what counts is that every value is read once a pass in accesses of 16 bytes (8 neighbouring channels
+a thread), with several of them in flight. The order of summation is fixed, without atomics: results
+are the same bit for bit from run to run on one kind of GPU. Sums are float32.
+
+What is read and written is described in `batch_norm_twins`, whose results these must have.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def batch_norm_moments_kernel(
+    x_ptr,
+    parts_ptr,
+    num_rows,
+    C: tl.constexpr,
+    rows_each,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """One part's moments of one block of channels (Welford in each lane, then Chan's merge)."""
+    first = tl.program_id(0) * rows_each
+    channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    lane = tl.arange(0, BLOCK_M)
+    is_channel = channel < C
+    last = tl.minimum(first + rows_each, num_rows)
+    mean = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
+    deviation = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
+    seen = 0.0
+    for begin in range(first, last, BLOCK_M):
+        row = begin + lane
+        inside = (row < last)[:, None] & is_channel[None, :]
+        at = row.to(tl.int64)[:, None] * C + channel[None, :]
+        x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        seen += 1.0
+        # A lane beyond the last row keeps what it has.
+        delta = tl.where(inside, x - mean, 0.0)
+        mean += delta * (1.0 / seen)
+        deviation += delta * tl.where(inside, x - mean, 0.0)
+    # Lane i has seen rows first + i, first + i + BLOCK_M, ... below `last`.
+    counts = tl.maximum((last - first - lane + BLOCK_M - 1) // BLOCK_M, 0).to(tl.float32)
+    total = tl.maximum(last - first, 0).to(tl.float32)
+    shares = counts / tl.maximum(total, 1.0)
+    part_mean = tl.sum(mean * shares[:, None], axis=0)
+    apart = mean - part_mean[None, :]
+    part_deviation = tl.sum(deviation + apart * apart * counts[:, None], axis=0)
+    out = parts_ptr + tl.program_id(0) * (2 * C + 1)
+    tl.store(out + channel, part_mean, mask=is_channel)
+    tl.store(out + C + channel, part_deviation, mask=is_channel)
+    if tl.program_id(1) == 0:
+        tl.store(out + 2 * C, total)
+
+
+@triton.jit
+def batch_norm_merge_kernel(
+    parts_ptr,
+    result_ptr,
+    running_mean_ptr,
+    running_var_ptr,
+    num_parts,
+    C: tl.constexpr,
+    momentum,
+    eps,
+    FINISHES: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """The moments of all parts together, or the statistics that follow from them."""
+    channel = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    is_channel = channel < C
+    mean = tl.zeros((BLOCK_C,), tl.float32)
+    deviation = tl.zeros((BLOCK_C,), tl.float32)
+    total = 0.0
+    for begin in range(0, num_parts, BLOCK_S):
+        part = begin + tl.arange(0, BLOCK_S)
+        is_part = part < num_parts
+        inside = is_part[:, None] & is_channel[None, :]
+        at = parts_ptr + part[:, None] * (2 * C + 1) + channel[None, :]
+        means = tl.load(at, mask=inside, other=0.0)
+        deviations = tl.load(at + C, mask=inside, other=0.0)
+        counts = tl.load(parts_ptr + part * (2 * C + 1) + 2 * C, mask=is_part, other=0.0)
+        block_total = tl.sum(counts, axis=0)
+        shares = counts / tl.maximum(block_total, 1.0)
+        block_mean = tl.sum(means * shares[:, None], axis=0)
+        apart = means - block_mean[None, :]
+        block_deviation = tl.sum(deviations + apart * apart * counts[:, None], axis=0)
+        new_total = total + block_total
+        share = block_total / tl.maximum(new_total, 1.0)
+        delta = block_mean - mean
+        mean += delta * share
+        deviation += block_deviation + delta * delta * share * total
+        total = new_total
+    tl.store(result_ptr + channel, mean, mask=is_channel)
+    if FINISHES:
+        scale = tl.rsqrt(deviation / total + eps)
+        tl.store(result_ptr + C + channel, scale, mask=is_channel)
+        old = tl.load(running_mean_ptr + channel, mask=is_channel, other=0.0)
+        tl.store(running_mean_ptr + channel, old + momentum * (mean - old), mask=is_channel)
+        old = tl.load(running_var_ptr + channel, mask=is_channel, other=0.0)
+        new = deviation / (total - 1.0)
+        tl.store(running_var_ptr + channel, old + momentum * (new - old), mask=is_channel)
+    else:
+        tl.store(result_ptr + C + channel, deviation, mask=is_channel)
+    if tl.program_id(0) == 0:
+        tl.store(result_ptr + 2 * C, total)
+
+
+@triton.jit
+def batch_norm_apply_kernel(
+    x_ptr,
+    residual_ptr,
+    result_ptr,
+    signs_ptr,
+    statistics_ptr,
+    weight_ptr,
+    bias_ptr,
+    num_rows,
+    C: tl.constexpr,
+    ADDS: tl.constexpr,
+    RELU: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Normalise, add, ReLU and note which values passed."""
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    is_channel = channel < C
+    inside = (row < num_rows)[:, None] & is_channel[None, :]
+    at = row.to(tl.int64)[:, None] * C + channel[None, :]
+    x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    mean = tl.load(statistics_ptr + channel, mask=is_channel, other=0.0)
+    scale = tl.load(statistics_ptr + C + channel, mask=is_channel, other=0.0)
+    scale *= tl.load(weight_ptr + channel, mask=is_channel, other=0.0)
+    bias = tl.load(bias_ptr + channel, mask=is_channel, other=0.0)
+    y = (x - mean[None, :]) * scale[None, :] + bias[None, :]
+    if ADDS:
+        y += tl.load(residual_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    if RELU:
+        passed = y > 0.0
+        y = tl.where(passed, y, 0.0)
+        bits = tl.reshape(passed.to(tl.int32), (BLOCK_M, BLOCK_C // 8, 8))
+        signs = tl.sum(bits << tl.arange(0, 8)[None, None, :], axis=2)
+        byte = tl.program_id(1) * (BLOCK_C // 8) + tl.arange(0, BLOCK_C // 8)
+        byte_at = row.to(tl.int64)[:, None] * (C // 8) + byte[None, :]
+        is_byte = (row < num_rows)[:, None] & (byte < C // 8)[None, :]
+        tl.store(signs_ptr + byte_at, signs.to(tl.uint8), mask=is_byte)
+    tl.store(result_ptr + at, y.to(result_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _passed(signs_ptr, row, num_rows, block, C: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Which values of a tile the ReLU let pass, `[rows, BLOCK_C]`."""
+    BLOCK_M: tl.constexpr = row.shape[0]
+    byte = block * (BLOCK_C // 8) + tl.arange(0, BLOCK_C // 8)
+    is_byte = (row < num_rows)[:, None] & (byte < C // 8)[None, :]
+    at = row.to(tl.int64)[:, None] * (C // 8) + byte[None, :]
+    signs = tl.load(signs_ptr + at, mask=is_byte, other=0).to(tl.int32)
+    bits = (signs[:, :, None] >> tl.arange(0, 8)[None, None, :]) & 1
+    return tl.reshape(bits, (BLOCK_M, BLOCK_C)) != 0
+
+
+@triton.jit
+def batch_norm_backward_sums_kernel(
+    grad_ptr,
+    other_ptr,
+    signs_ptr,
+    x_ptr,
+    statistics_ptr,
+    kept_ptr,
+    sums_ptr,
+    num_rows,
+    C: tl.constexpr,
+    rows_each,
+    ADDS: tl.constexpr,
+    RELU: tl.constexpr,
+    KEEPS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """One part's sums of one block of channels; writes the gradient before batch norm."""
+    first = tl.program_id(0) * rows_each
+    channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    lane = tl.arange(0, BLOCK_M)
+    is_channel = channel < C
+    last = tl.minimum(first + rows_each, num_rows)
+    mean = tl.load(statistics_ptr + channel, mask=is_channel, other=0.0)
+    scale = tl.load(statistics_ptr + C + channel, mask=is_channel, other=0.0)
+    sum_grad = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
+    sum_product = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
+    for begin in range(first, last, BLOCK_M):
+        row = begin + lane
+        inside = (row < last)[:, None] & is_channel[None, :]
+        at = row.to(tl.int64)[:, None] * C + channel[None, :]
+        g = tl.load(grad_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        if ADDS:
+            g += tl.load(other_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        if RELU:
+            g = tl.where(_passed(signs_ptr, row, last, tl.program_id(1), C, BLOCK_C), g, 0.0)
+        if KEEPS:
+            tl.store(kept_ptr + at, g.to(kept_ptr.dtype.element_ty), mask=inside)
+        x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        sum_grad += g
+        sum_product += g * ((x - mean[None, :]) * scale[None, :])
+    out = sums_ptr + tl.program_id(0) * (2 * C)
+    tl.store(out + channel, tl.sum(sum_grad, axis=0), mask=is_channel)
+    tl.store(out + C + channel, tl.sum(sum_product, axis=0), mask=is_channel)
+
+
+@triton.jit
+def batch_norm_backward_apply_kernel(
+    grad_ptr,
+    signs_ptr,
+    x_ptr,
+    statistics_ptr,
+    weight_ptr,
+    sums_ptr,
+    result_ptr,
+    num_rows,
+    C: tl.constexpr,
+    RELU: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """The gradient of batch norm's input."""
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    is_channel = channel < C
+    inside = (row < num_rows)[:, None] & is_channel[None, :]
+    at = row.to(tl.int64)[:, None] * C + channel[None, :]
+    g = tl.load(grad_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    if RELU:
+        g = tl.where(_passed(signs_ptr, row, num_rows, tl.program_id(1), C, BLOCK_C), g, 0.0)
+    x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    mean = tl.load(statistics_ptr + channel, mask=is_channel, other=0.0)
+    scale = tl.load(statistics_ptr + C + channel, mask=is_channel, other=0.0)
+    weight = tl.load(weight_ptr + channel, mask=is_channel, other=0.0)
+    share = 1.0 / tl.load(statistics_ptr + 2 * C)
+    mean_grad = tl.load(sums_ptr + channel, mask=is_channel, other=0.0) * share
+    mean_product = tl.load(sums_ptr + C + channel, mask=is_channel, other=0.0) * share
+    normalised = (x - mean[None, :]) * scale[None, :]
+    dx = (g - mean_grad[None, :] - normalised * mean_product[None, :]) * (scale * weight)[None, :]
+    tl.store(result_ptr + at, dx.to(result_ptr.dtype.element_ty), mask=inside)

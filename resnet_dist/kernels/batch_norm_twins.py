@@ -1,0 +1,148 @@
+"""The operators in plain PyTorch: what they mean, for CPUs, and for tests of the kernels.
+
+Shapes: x, residual and gradients are `[N, C, H, W]` in channels-last memory, C a multiple of 8.
+With M = N * H * W:
+
+- moments `[S, 2 C + 1]`: S rows of (mean of C channels, sum of squared deviations from that mean of
+  C channels, number of values a channel), of S parts of the batch. A part may be empty.
+- statistics `[2 C + 1]`: mean, 1 / sqrt(variance + eps), number of values a channel.
+- signs `[M, C / 8]` uint8: bit i of byte j says that channel 8 j + i passed the ReLU; `[0]` if
+  there is none.
+- sums `[2 C]`: of the gradient, and of the gradient times the normalised input.
+
+Moments, statistics and sums are float32 (float64 for float64 inputs); so is all arithmetic.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+BITS = 8
+
+
+def accumulation_dtype(x: Tensor) -> torch.dtype:
+    """The type of sums over `x`."""
+    return torch.float64 if x.dtype is torch.float64 else torch.float32
+
+
+def moments(x: Tensor) -> Tensor:
+    """`[1, 2 C + 1]`: the moments of a batch; zeros if it is empty."""
+    rows = _rows(x)
+    count, channels = rows.shape
+    if count == 0:
+        return x.new_zeros(1, 2 * channels + 1, dtype=accumulation_dtype(x))
+    variance, mean = torch.var_mean(rows, dim=0, correction=0)
+    return torch.cat([mean, variance * count, mean.new_full((1,), count)])[None]
+
+
+def merge(parts: Tensor) -> Tensor:
+    """`[S, 2 C + 1]` to `[1, 2 C + 1]`: the moments of all parts together (Chan et al. 1979)."""
+    channels = parts.shape[1] // 2
+    means, deviations, counts = torch.split(parts, [channels, channels, 1], dim=1)
+    total = counts.sum(dim=0)
+    shares = counts / total.clamp(min=1)
+    mean = (shares * means).sum(dim=0)
+    deviation = (deviations + counts * (means - mean).square()).sum(dim=0)
+    return torch.cat([mean, deviation, total])[None]
+
+
+def finish(
+    parts: Tensor, running_mean: Tensor, running_var: Tensor, momentum: float, eps: float
+) -> Tensor:
+    """The statistics `[2 C + 1]` of all parts together; moves the running ones `[C]` in place.
+
+    The running variance is the unbiased one, as in PyTorch.
+    """
+    merged = merge(parts)[0]
+    channels = running_mean.shape[0]
+    mean, deviation, count = torch.split(merged, [channels, channels, 1])
+    running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+    running_var.lerp_((deviation / (count - 1)).to(running_var.dtype), momentum)
+    return torch.cat([mean, (deviation / count + eps).rsqrt(), count])
+
+
+def apply(
+    x: Tensor,
+    statistics: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    relu: bool,
+) -> tuple[Tensor, Tensor]:
+    """relu(normalised x * weight + bias + residual) in the type of x, and the signs."""
+    mean, scale, _ = _split(statistics)
+    rows = (_rows(x) - mean) * (scale * weight) + bias
+    if residual is not None:
+        rows = rows + _rows(residual)
+    if not relu:
+        return _images(rows, x), x.new_empty(0, dtype=torch.uint8)
+    passed = rows > 0
+    return _images(torch.where(passed, rows, 0.0), x), pack(passed)
+
+
+def backward_sums(
+    grad: Tensor, other: Tensor | None, signs: Tensor, x: Tensor, statistics: Tensor, keep: bool
+) -> tuple[Tensor, Tensor]:
+    """The sums `[2 C]` over g = (grad + other) where the ReLU let pass, and g itself if `keep`.
+
+    g is in the type of x, and the sums are those of g before it is rounded to it.
+    """
+    mean, scale, _ = _split(statistics)
+    g = _masked(grad, other, signs)
+    normalised = (_rows(x) - mean) * scale
+    sums = torch.cat([g.sum(dim=0), (g * normalised).sum(dim=0)])
+    return sums, _images(g, x) if keep else x.new_empty(0)
+
+
+def backward_apply(
+    grad: Tensor, signs: Tensor, x: Tensor, statistics: Tensor, weight: Tensor, sums: Tensor
+) -> Tensor:
+    """The gradient of x: with g = grad where the ReLU let pass, and N the number of values,
+
+        weight * scale * (g - sum(g) / N - normalised x * sum(g * normalised x) / N)
+
+    (Ioffe and Szegedy 2015, arXiv:1502.03167, section 3).
+    """
+    mean, scale, count = _split(statistics)
+    sum_grad, sum_product = (sums / count).chunk(2)
+    g = _masked(grad, None, signs)
+    normalised = (_rows(x) - mean) * scale
+    return _images((g - sum_grad - normalised * sum_product) * (scale * weight), x)
+
+
+def pack(passed: Tensor) -> Tensor:
+    """`[M, C]` bool to `[M, C / 8]` uint8, the first channel in the lowest bit."""
+    weights = 2 ** torch.arange(BITS, dtype=torch.uint8, device=passed.device)
+    grouped = passed.reshape(passed.shape[0], passed.shape[1] // BITS, BITS)
+    return torch.sum(grouped * weights, dim=2, dtype=torch.uint8)
+
+
+def unpack(signs: Tensor) -> Tensor:
+    """The inverse of `pack`."""
+    weights = 2 ** torch.arange(BITS, dtype=torch.uint8, device=signs.device)
+    return (signs[:, :, None] & weights).bool().flatten(1)
+
+
+def _masked(grad: Tensor, other: Tensor | None, signs: Tensor) -> Tensor:
+    g = _rows(grad)
+    if other is not None:
+        g = g + _rows(other)
+    return torch.where(unpack(signs), g, 0.0) if signs.numel() else g
+
+
+def _split(statistics: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    channels = statistics.shape[0] // 2
+    mean, scale, count = torch.split(statistics, [channels, channels, 1])
+    return mean, scale, count
+
+
+def _rows(x: Tensor) -> Tensor:
+    """`[N, C, H, W]` in channels-last memory as `[M, C]` in the type of sums."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]).to(accumulation_dtype(x))
+
+
+def _images(rows: Tensor, like: Tensor) -> Tensor:
+    """The inverse of `_rows`, in the type of `like`."""
+    n, channels, height, width = like.shape
+    return rows.to(like.dtype).reshape(n, height, width, channels).permute(0, 3, 1, 2)
