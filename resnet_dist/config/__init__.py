@@ -232,6 +232,8 @@ class TrainConfig:
     fused_norm: bool = free(False)
     """Batch norm, addition and ReLU in one pass over memory, by kernels written for GPUs (equal up
     to rounding). Slower on a CPU."""
+    space_to_depth: bool = free(False)
+    """Convolve 2 x 2 blocks of pixels in a first layer that strides (equal up to rounding)."""
     sync_batch_norm: bool = True
     """Batch statistics over all ranks: the world size does not change the loss curve."""
     label_smoothing: float = 0.0

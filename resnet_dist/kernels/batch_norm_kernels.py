@@ -140,7 +140,7 @@ def batch_norm_apply_kernel(
     if ADDS:
         y += tl.load(residual_ptr + at, mask=inside, other=0.0).to(tl.float32)
     if RELU:
-        passed = y > 0.0
+        passed = (y <= 0.0) == 0  # a NaN passes, as it does in PyTorch's ReLU
         y = tl.where(passed, y, 0.0)
         bits = tl.reshape(passed.to(tl.int32), (BLOCK_M, BLOCK_C // 8, 8))
         signs = tl.sum(bits << tl.arange(0, 8)[None, None, :], axis=2)

@@ -14,6 +14,7 @@ import triton
 from torch import Tensor
 
 from resnet_dist.kernels import batch_norm_kernels as kernels
+from resnet_dist.kernels import pool_kernels
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,9 @@ MAP = Tiling()
 """For passes that write a result for each value."""
 REDUCE = Tiling(rows=64, channels=64, warps=8)
 """For passes that sum over rows. 64 lines of memory in flight, and fewer than 100 registers."""
+
+POOL = Tiling(rows=16, channels=64)
+"""For passes over the max-pool, whose inputs are read more than once, mostly from caches."""
 
 
 def moments(x: Tensor) -> Tensor:
@@ -161,6 +165,92 @@ def backward_apply(
         rows,
         channels,
         signs.numel() > 0,
+        tile.rows,
+        tile.channels,
+        num_warps=tile.warps,
+    )
+    return result
+
+
+def apply_pool(
+    x: Tensor, statistics: Tensor, weight: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor]:
+    """See `batch_norm_twins.apply_pool`."""
+    n, channels, height, width = x.shape
+    pooled_height, pooled_width = (height + 1) // 2, (width + 1) // 2
+    result = torch.empty(
+        (n, channels, pooled_height, pooled_width),
+        dtype=x.dtype,
+        device=x.device,
+        memory_format=torch.channels_last,
+    )
+    rows, _ = _size(result)
+    winners = x.new_empty((rows, channels), dtype=torch.uint8)
+    tile = _fit(POOL, channels)
+    pool_kernels.batch_norm_apply_pool_kernel[_tiles(rows, channels, tile)](
+        x,
+        result,
+        winners,
+        statistics,
+        weight,
+        bias,
+        rows,
+        height,
+        width,
+        pooled_height,
+        pooled_width,
+        channels,
+        tile.rows,
+        tile.channels,
+        num_warps=tile.warps,
+    )
+    return result, winners
+
+
+def backward_sums_pool(grad: Tensor, winners: Tensor, x: Tensor, statistics: Tensor) -> Tensor:
+    """See `batch_norm_twins.backward_sums_pool`."""
+    rows, channels = _size(x)
+    tile, parts, rows_each = _cut(x, POOL)
+    sums = x.new_empty(parts, 2 * channels, dtype=torch.float32)
+    pool_kernels.batch_norm_backward_sums_pool_kernel[
+        (parts, triton.cdiv(channels, tile.channels))
+    ](
+        grad,
+        winners,
+        x,
+        statistics,
+        sums,
+        rows,
+        rows_each,
+        *x.shape[2:],
+        *grad.shape[2:],
+        channels,
+        tile.rows,
+        tile.channels,
+        num_warps=tile.warps,
+    )
+    return sums.sum(dim=0)
+
+
+def backward_apply_pool(
+    grad: Tensor, winners: Tensor, x: Tensor, statistics: Tensor, weight: Tensor, sums: Tensor
+) -> Tensor:
+    """See `batch_norm_twins.backward_apply_pool`."""
+    rows, channels = _size(x)
+    tile = _fit(POOL, channels)
+    result = torch.empty_like(x)
+    pool_kernels.batch_norm_backward_apply_pool_kernel[_tiles(rows, channels, tile)](
+        grad,
+        winners,
+        x,
+        statistics,
+        weight,
+        sums,
+        result,
+        rows,
+        *x.shape[2:],
+        *grad.shape[2:],
+        channels,
         tile.rows,
         tile.channels,
         num_warps=tile.warps,

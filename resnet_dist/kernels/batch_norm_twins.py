@@ -8,6 +8,8 @@ With M = N * H * W:
 - statistics `[2 C + 1]`: mean, 1 / sqrt(variance + eps), number of values a channel.
 - signs `[M, C / 8]` uint8: bit i of byte j says that channel 8 j + i passed the ReLU; `[0]` if
   there is none.
+- winners `[N * H' * W', C]` uint8, of a 3 x 3 max-pool with stride 2 and padding 1 to H' x W':
+  which of its nine inputs, in rows, an output comes from; 9 (`NONE`) if the ReLU let none pass.
 - sums `[2 C]`: of the gradient, and of the gradient times the normalised input.
 
 Moments, statistics and sums are float32 (float64 for float64 inputs); so is all arithmetic.
@@ -19,6 +21,7 @@ import torch
 from torch import Tensor
 
 BITS = 8
+NONE = 9
 
 
 def accumulation_dtype(x: Tensor) -> torch.dtype:
@@ -77,8 +80,56 @@ def apply(
         rows = rows + _rows(residual)
     if not relu:
         return _images(rows, x), x.new_empty(0, dtype=torch.uint8)
-    passed = rows > 0
+    passed = ~(rows <= 0)  # so that a NaN passes, as it does in PyTorch's ReLU
     return _images(torch.where(passed, rows, 0.0), x), pack(passed)
+
+
+def apply_pool(
+    x: Tensor, statistics: Tensor, weight: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The 3 x 3 max-pool of relu(normalised x * weight + bias), and the winners."""
+    mean, scale, _ = _split(statistics)
+    n, channels, height, width = x.shape
+    rows = (_rows(x) - mean) * (scale * weight) + bias
+    images = rows.reshape(n, height, width, channels).permute(0, 3, 1, 2)
+    pooled, places = torch.nn.functional.max_pool2d(
+        images, 3, stride=2, padding=1, return_indices=True
+    )
+    first_row = 2 * torch.arange(pooled.shape[2], device=x.device)[:, None] - 1
+    first_column = 2 * torch.arange(pooled.shape[3], device=x.device) - 1
+    winners = 3 * (places // width - first_row) + places % width - first_column
+    winners = torch.where(pooled <= 0, NONE, winners).to(torch.uint8)
+    winners = winners.permute(0, 2, 3, 1).reshape(-1, channels)
+    return _channels_last(pooled.relu().to(x.dtype)), winners
+
+
+def backward_sums_pool(grad: Tensor, winners: Tensor, x: Tensor, statistics: Tensor) -> Tensor:
+    """The sums `[2 C]` for the gradient `[N, C, H', W']` of `apply_pool`'s result."""
+    g = _images(_unpooled(grad, winners, x), x.to(accumulation_dtype(x)))
+    return backward_sums(g, None, winners.new_empty(0), x, statistics, False)[0]
+
+
+def backward_apply_pool(
+    grad: Tensor, winners: Tensor, x: Tensor, statistics: Tensor, weight: Tensor, sums: Tensor
+) -> Tensor:
+    """The gradient of x, as in `backward_apply`."""
+    g = _images(_unpooled(grad, winners, x), x.to(accumulation_dtype(x)))
+    return backward_apply(g, winners.new_empty(0), x, statistics, weight, sums)
+
+
+def _unpooled(grad: Tensor, winners: Tensor, x: Tensor) -> Tensor:
+    """The gradient `[M, C]` of a pool's input: what won more than once gets the sum."""
+    n, channels, height, width = x.shape
+    pooled_height, pooled_width = grad.shape[2:]
+    winner = winners.reshape(n, pooled_height, pooled_width, channels).to(torch.int64)
+    row = 2 * torch.arange(pooled_height, device=x.device)[:, None, None] - 1 + winner // 3
+    column = 2 * torch.arange(pooled_width, device=x.device)[:, None] - 1 + winner % 3
+    image = torch.arange(n, device=x.device)[:, None, None, None]
+    has_won = winner != NONE
+    at = torch.where(has_won, (image * height + row) * width + column, 0)
+    g = torch.where(has_won, grad.permute(0, 2, 3, 1).to(accumulation_dtype(x)), 0.0)
+    result = g.new_zeros(n * height * width, channels)
+    return result.scatter_add_(0, at.reshape(-1, channels), g.reshape(-1, channels))
 
 
 def backward_sums(
@@ -129,6 +180,10 @@ def _masked(grad: Tensor, other: Tensor | None, signs: Tensor) -> Tensor:
     if other is not None:
         g = g + _rows(other)
     return torch.where(unpack(signs), g, 0.0) if signs.numel() else g
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def _split(statistics: Tensor) -> tuple[Tensor, Tensor, Tensor]:

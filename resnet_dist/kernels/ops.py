@@ -36,6 +36,12 @@ _SCHEMAS = {
         "(Tensor grad, Tensor signs, Tensor x, Tensor statistics, Tensor weight, Tensor sums) "
         "-> Tensor"
     ),
+    "apply_pool": ("(Tensor x, Tensor statistics, Tensor weight, Tensor bias) -> (Tensor, Tensor)"),
+    "backward_sums_pool": ("(Tensor grad, Tensor winners, Tensor x, Tensor statistics) -> Tensor"),
+    "backward_apply_pool": (
+        "(Tensor grad, Tensor winners, Tensor x, Tensor statistics, Tensor weight, Tensor sums) "
+        "-> Tensor"
+    ),
 }
 
 

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from resnet_dist.errors import UserError
-from resnet_dist.models.fused_norm import norm_relu, norm_relu_convolution
+from resnet_dist.models.fused_norm import norm_relu, norm_relu_convolution, norm_relu_pool
 from resnet_dist.models.resnet import BasicBlock, Bottleneck, ResNet
 from resnet_dist.models.resnet9 import ResNet9
 
@@ -74,7 +74,9 @@ def _resnet(model: ResNet, x: Tensor, group: dist.ProcessGroup | None) -> Tensor
 
     A block's last batch norm is done together with the next block's first convolution.
     """
-    x = model.maxpool(norm_relu(model.bn1, _rest_of_stem(model, x, group), group=group))
+    x = _rest_of_stem(model, x, group)
+    pools = isinstance(model.maxpool, nn.MaxPool2d)
+    x = norm_relu_pool(model.bn1, x, group=group) if pools else norm_relu(model.bn1, x, group=group)
     pending: tuple[nn.BatchNorm2d, Tensor, Tensor] | None = None
     for block in _blocks(model):
         if pending is None:

@@ -44,6 +44,19 @@ def norm_relu(
     return result
 
 
+def norm_relu_pool(
+    norm: nn.BatchNorm2d, x: Tensor, *, group: dist.ProcessGroup | None = None
+) -> Tensor:
+    """max_pool2d(relu(norm(x)), 3, stride=2, padding=1), as in `norm_relu`.
+
+    `[N, C, H, W]` to `[N, C, (H + 1) / 2, (W + 1) / 2]`.
+    """
+    _check(norm, x, group)
+    state = (norm.running_mean, norm.running_var, norm.momentum, norm.eps)
+    result: Tensor = _NormReluPool.apply(x, norm.weight, norm.bias, *state, group)
+    return result
+
+
 def norm_relu_convolution(
     norm: nn.BatchNorm2d,
     convolution: nn.Conv2d,
@@ -153,6 +166,41 @@ class _NormRelu(torch.autograd.Function):
         grad_x = _ops.batch_norm_backward_apply(grad, signs, x, statistics, weight, total)
         grad_bias, grad_weight = sums.chunk(2)
         return (grad_x, grad if ctx.adds else None, grad_weight, grad_bias, *[None] * 6)
+
+
+class _NormReluPool(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        running_mean: Tensor,
+        running_var: Tensor,
+        momentum: float,
+        eps: float,
+        group: dist.ProcessGroup | None,
+    ) -> Tensor:
+        x = _channels_last(x)
+        statistics = _statistics(x, (running_mean, running_var), (momentum, eps), group)
+        y, winners = _ops.batch_norm_apply_pool(x, statistics, weight, bias)
+        ctx.save_for_backward(x, winners, statistics, weight)
+        ctx.group = group
+        result: Tensor = y
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, winners, statistics, weight = ctx.saved_tensors
+        grad = _channels_last(grad)
+        sums = _ops.batch_norm_backward_sums_pool(grad, winners, x, statistics)
+        total, work = _sum_begin(sums, ctx.group)
+        if work is not None:
+            work.wait()
+        grad_x = _ops.batch_norm_backward_apply_pool(grad, winners, x, statistics, weight, total)
+        grad_bias, grad_weight = sums.chunk(2)
+        return (grad_x, grad_weight, grad_bias, *[None] * 5)
 
 
 class _NormReluConvolution(torch.autograd.Function):

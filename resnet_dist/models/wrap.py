@@ -26,6 +26,7 @@ from resnet_dist.config import DistConfig, TrainConfig
 from resnet_dist.dist import World
 from resnet_dist.models.batch_norm import SyncBatchNorm2d, convert_sync_batch_norm
 from resnet_dist.models.fused import FusedNetwork
+from resnet_dist.models.resnet import FirstConvolution
 
 # Torch 2.15 renamed it, and warns of the old name.
 _BUFFER_SETTING = (
@@ -50,6 +51,9 @@ def wrap_model(
     model.to(world.device)
     if train.channels_last:
         model.to(memory_format=torch.channels_last)
+    for module in model.modules():
+        if isinstance(module, FirstConvolution):
+            module.space_to_depth = train.space_to_depth
     if train.compile:
         for module in model.modules():
             if isinstance(module, SyncBatchNorm2d):

@@ -83,6 +83,28 @@ def test_kernels_equal_their_twins(dtype: torch.dtype, shape: tuple[int, ...]) -
         assert _error(OPS.batch_norm_backward_apply(*inputs), twins.backward_apply(*inputs)) < unit
 
 
+@pytest.mark.parametrize("shape", SHAPES[:4], ids=str)
+@pytest.mark.parametrize("dtype", list(UNIT), ids=str)
+def test_pool_kernels_equal_their_twins(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    unit, channels = UNIT[dtype], shape[1]
+    x = _images(shape, dtype)
+    weight, bias = torch.randn(channels, device="cuda"), torch.randn(channels, device="cuda")
+    running = torch.zeros(channels, device="cuda"), torch.ones(channels, device="cuda")
+    statistics = twins.finish(twins.moments(x), *running, 0.1, 1e-5)
+    y, winners = OPS.batch_norm_apply_pool(x, statistics, weight, bias)
+    expected = twins.apply_pool(x, statistics, weight, bias)
+    torch.testing.assert_close(y, expected[0], rtol=2 * unit, atol=1e-5)
+    assert (winners != expected[1]).double().mean().item() < 1e-3
+    grad = _images(tuple(y.shape), dtype)
+    inputs = (grad, expected[1], x, statistics)
+    sums = twins.backward_sums_pool(*inputs)
+    assert _error(OPS.batch_norm_backward_sums_pool(*inputs), sums) < 1e-4
+    inputs = (*inputs, weight, sums)
+    given, wanted = OPS.batch_norm_backward_apply_pool(*inputs), twins.backward_apply_pool(*inputs)
+    assert _error(given, wanted) < unit
+
+
 def test_kernels_give_the_same_bits_every_time() -> None:
     x = _images((64, 256, 28, 28), torch.bfloat16)
     first = OPS.batch_norm_moments(x)

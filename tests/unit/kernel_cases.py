@@ -26,11 +26,22 @@ from torch import Tensor
 from resnet_dist.kernels import batch_norm_kernels as kernels
 from resnet_dist.kernels import batch_norm_triton as launchers
 from resnet_dist.kernels import batch_norm_twins as twins
+from resnet_dist.kernels import pool_kernels
 
 SHAPES = [(2, 16, 9, 7), (3, 200, 3, 5), (1, 8, 1, 2)]
 """Rows and channels that fill tiles and that do not, and a part with fewer rows than a tile."""
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 EPS, MOMENTUM = 1e-3, 0.3
+KERNELS = [
+    "batch_norm_moments_kernel",
+    "batch_norm_merge_kernel",
+    "batch_norm_apply_kernel",
+    "batch_norm_backward_sums_kernel",
+    "batch_norm_backward_apply_kernel",
+    "batch_norm_apply_pool_kernel",
+    "batch_norm_backward_sums_pool_kernel",
+    "batch_norm_backward_apply_pool_kernel",
+]
 
 
 def _images(shape: tuple[int, ...], dtype: torch.dtype, mean: float = 0.0) -> Tensor:
@@ -52,6 +63,7 @@ def interpret() -> Iterator[dict[str, Any]]:
     # Small tiles and several parts, so that small inputs go through every branch.
     launchers.MAP = launchers.Tiling(rows=8, channels=64)
     launchers.REDUCE = launchers.Tiling(rows=8, channels=64, programs=3)
+    launchers.POOL = launchers.Tiling(rows=8, channels=64, programs=3)
     for dtype, shape in product(DTYPES, SHAPES):
         channels = shape[1]
         # A mean that is large against the deviation: sums of squares would cancel.
@@ -87,21 +99,42 @@ def interpret() -> Iterator[dict[str, Any]]:
             given[f"grad {key}"] = _error(
                 launchers.backward_apply(*inputs), twins.backward_apply(*inputs)
             )
+        given |= _pool_errors(x, statistics, weight, bias)
         yield {"dtype": str(dtype), "shape": shape, "errors": given}
+
+
+def _pool_errors(x: Tensor, statistics: Tensor, weight: Tensor, bias: Tensor) -> dict[str, float]:
+    inputs = (x, statistics, weight, bias)
+    (y, winners), (expected_y, expected) = launchers.apply_pool(*inputs), twins.apply_pool(*inputs)
+    grad = _images(tuple(y.shape), x.dtype)
+    sums = twins.backward_sums_pool(grad, expected, x, statistics)
+    backward = (grad, expected, x, statistics, weight, sums)
+    return {
+        "apply_pool": _error(y, _images_like(expected_y, y)),
+        "winners": float((winners != expected).sum()),
+        "sums_pool": _error(launchers.backward_sums_pool(*backward[:4]), sums),
+        "grad_pool": _error(
+            launchers.backward_apply_pool(*backward), twins.backward_apply_pool(*backward)
+        ),
+    }
+
+
+def _images_like(images: Tensor, like: Tensor) -> Tensor:
+    """The same with the strides of `like`: with one pixel, layouts cannot be told apart."""
+    return (
+        images
+        if images.numel() != images.shape[1]
+        else images.as_strided_(like.shape, like.stride())
+    )
 
 
 def compile_for(arch: int) -> Iterator[dict[str, Any]]:
     """Registers, spills and widths of memory accesses of each kernel as it is launched."""
     both = {"ADDS": True, "RELU": True, "KEEPS": True, "FINISHES": True}
-    for name in (
-        "batch_norm_moments_kernel",
-        "batch_norm_merge_kernel",
-        "batch_norm_apply_kernel",
-        "batch_norm_backward_sums_kernel",
-        "batch_norm_backward_apply_kernel",
-    ):
-        kernel = getattr(kernels, name)
+    for name in KERNELS:
+        kernel = getattr(pool_kernels if "pool" in name else kernels, name)
         tiling = launchers.REDUCE if "rows_each" in kernel.arg_names else launchers.MAP
+        tiling = launchers.POOL if "pool" in name else tiling
         constants = {"C": 256, "BLOCK_M": tiling.rows, "BLOCK_C": tiling.channels, **both}
         warps = tiling.warps
         if "BLOCK_S" in kernel.arg_names:
@@ -121,7 +154,7 @@ def _compiled(kernel: Any, constants: dict[str, Any], *, arch: int, warps: int) 
             signature[name] = "constexpr"
         elif name.endswith("_ptr"):
             wide = "*bf16" if name in activations and not is_merge else "*fp32"
-            signature[name] = "*u8" if name == "signs_ptr" else wide
+            signature[name] = "*u8" if name in ("signs_ptr", "winners_ptr") else wide
             aligned[(position,)] = [["tt.divisibility", 16]]
         else:
             signature[name] = "fp32" if name in ("momentum", "eps") else "i32"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from resnet_dist.kernels import batch_norm_twins as twins
 from resnet_dist.kernels import ops  # noqa: F401, registers the operators
-from resnet_dist.models.fused_norm import norm_relu, norm_relu_convolution
+from resnet_dist.models.fused_norm import norm_relu, norm_relu_convolution, norm_relu_pool
 
 OPS = torch.ops.resnet_dist
 
@@ -35,17 +35,17 @@ def test_interpreted_kernels_equal_their_twins() -> None:
     assert {case["errors"].pop("parts") > 1 for case in cases} == {True, False}
     for case in cases:
         # The interpreter rounds to bfloat16 by cutting off: up to one unit in the last place.
-        rounding = 2**-7 if case["dtype"] == "torch.bfloat16" else 2e-6
+        rounding = 2**-7 if case["dtype"] == "torch.bfloat16" else 5e-6
         for name, error in case["errors"].items():
-            exact = name.split()[0] in ("merge", "statistics", "sums")
-            assert error <= (2e-6 if exact else rounding), (case, name)
+            exact = name.split()[0] not in ("apply", "kept", "grad", "apply_pool", "grad_pool")
+            assert error <= (5e-6 if exact else rounding), (case, name)
 
 
 @pytest.mark.parametrize("arch", [80, 90])
 def test_compiled_kernels_do_not_spill_and_read_16_bytes_at_once(arch: int) -> None:
     """For A100 and H100/H200; the compiler needs no GPU."""
     cases = _run_cases("compile", str(arch), TRITON_DEFAULT_FP_FUSION="1")
-    assert len(cases) == 5
+    assert len(cases) == 8
     for case in cases:
         assert case["spilled_bytes"] == 0, case
         assert case["registers"] <= 128, case
@@ -54,6 +54,7 @@ def test_compiled_kernels_do_not_spill_and_read_16_bytes_at_once(arch: int) -> N
         writes = case["kernel"].removesuffix("_kernel") not in (
             "batch_norm_moments",
             "batch_norm_merge",
+            "batch_norm_backward_sums_pool",
         )
         assert (case["wide_stores"] > 0) is writes, case
 
@@ -126,6 +127,32 @@ def test_norm_relu_convolution_equals_its_parts(stride: int, adds: bool, uses_bo
     _compare([z, y, *given], [expected_z, expected_y, *expected])
 
 
+@pytest.mark.parametrize("size", [(8, 6), (7, 5), (1, 2)])
+def test_norm_relu_pool_equals_its_parts(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    fused = _norm(8)
+    plain = _copy(fused)
+    x = _leaf(3, 8, *size)
+    y = norm_relu_pool(fused, x)
+    expected_y = nn.functional.max_pool2d(plain(x).relu(), 3, stride=2, padding=1)
+    grad = torch.randn(y.shape).double()
+    given = torch.autograd.grad(y, [x, fused.weight, fused.bias], grad)
+    expected = torch.autograd.grad(expected_y, [x, plain.weight, plain.bias], grad)
+    _compare([y, *given], [expected_y, *expected])
+    _compare([fused.running_mean, fused.running_var], [plain.running_mean, plain.running_var])
+
+
+def test_a_nan_is_not_hidden() -> None:
+    """Comparisons with a NaN are false: a ReLU or a maximum made of them would swallow it."""
+    x = torch.randn(2, 8, 6, 6).contiguous(memory_format=torch.channels_last)
+    statistics = twins.finish(twins.moments(x), torch.zeros(8), torch.ones(8), 0.1, 1e-5)
+    x[1, 3, 2, 2] = float("nan")
+    y, _ = twins.apply(x, statistics, torch.ones(8), torch.zeros(8), None, True)
+    assert y.isnan().sum() == 1
+    y, _ = twins.apply_pool(x, statistics, torch.ones(8), torch.zeros(8))
+    assert y.isnan().sum() == 1  # (2, 2) lies in one window only
+
+
 def test_one_value_a_channel_is_refused() -> None:
     with pytest.raises(ValueError, match="more than one value per channel, got 1 "):
         norm_relu(_norm(8), _leaf(1, 8, 1, 1))
@@ -160,6 +187,7 @@ def test_the_operators_do_what_their_schemas_say() -> None:
     weight, bias = torch.ones(8), torch.zeros(8)
     y, signs = OPS.batch_norm_apply(x, statistics, weight, bias, x, True)
     sums, _ = OPS.batch_norm_backward_sums(y, x, signs, x, statistics, True)
+    pooled, winners = OPS.batch_norm_apply_pool(x, statistics, weight, bias)
     tests = ("test_schema", "test_faketensor")
     for name, inputs in {
         "moments": (x,),
@@ -168,6 +196,9 @@ def test_the_operators_do_what_their_schemas_say() -> None:
         "apply": (x, statistics, weight, bias, None, False),
         "backward_sums": (y, None, signs, x, statistics, True),
         "backward_apply": (y, signs, x, statistics, weight, sums),
+        "apply_pool": (x, statistics, weight, bias),
+        "backward_sums_pool": (pooled, winners, x, statistics),
+        "backward_apply_pool": (pooled, winners, x, statistics, weight, sums),
     }.items():
         operator = getattr(OPS, f"batch_norm_{name}").default
         torch.library.opcheck(operator, inputs, test_utils=tests)

@@ -254,3 +254,30 @@ def test_channels_of_zeros_change_nothing(stem: Any) -> None:
         assert first.grad.stride() == first.stride()
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("stem", ["standard", "d"])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_space_to_depth_is_the_same_first_layer(stem: str, channels: int) -> None:
+    model = _build(stem=stem, width=16, name="resnet18")
+    first = model.conv1[0] if stem == "d" else model.conv1  # type: ignore[index]
+    first = first.double()
+    images = torch.zeros(2, channels, 20, 14, dtype=torch.float64)
+    images[:, :3] = torch.randn(2, 3, 20, 14)
+    outputs = []
+    for first.space_to_depth in (False, True):
+        y = first(images.contiguous(memory_format=torch.channels_last))
+        (gradient,) = torch.autograd.grad(y.sin().sum(), first.weight)
+        outputs.append((y, gradient))
+    for plain, on_blocks in zip(*outputs, strict=True):
+        torch.testing.assert_close(on_blocks, plain, rtol=1e-12, atol=1e-12)
+    assert not torch.equal(outputs[0][0], outputs[1][0]), "both went the same way"
+    assert outputs[1][0].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_space_to_depth_leaves_odd_images_alone() -> None:
+    first = _build(name="resnet18", width=16).conv1
+    images = torch.randn(1, 3, 15, 14)
+    expected = first(images)
+    first.space_to_depth = True
+    assert torch.equal(first(images), expected)
