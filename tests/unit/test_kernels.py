@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from typing import Any
 
 import pytest
@@ -29,6 +30,12 @@ def _run_cases(*arguments: str, **environment: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
+def _interpreter_works() -> bool:
+    """Triton's up to 3.6 takes one-element arrays for numbers, which NumPy 2.4 refuses."""
+    return version("triton") >= "3.7" or version("numpy") < "2.4"
+
+
+@pytest.mark.skipif(not _interpreter_works(), reason="this Triton's interpreter needs numpy<2.4")
 def test_interpreted_kernels_equal_their_twins() -> None:
     cases = _run_cases("interpret", TRITON_INTERPRET="1")
     assert len(cases) == 9
