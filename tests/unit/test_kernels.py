@@ -32,7 +32,12 @@ def _run_cases(*arguments: str, **environment: str) -> list[dict[str, Any]]:
 
 def _interpreter_works() -> bool:
     """Triton's up to 3.6 takes one-element arrays for numbers, which NumPy 2.4 refuses."""
-    return version("triton") >= "3.7" or version("numpy") < "2.4"
+
+    def release(package: str) -> tuple[int, int]:
+        major, minor = version(package).split(".")[:2]
+        return int(major), int(minor)
+
+    return release("triton") >= (3, 7) or release("numpy") < (2, 4)
 
 
 @pytest.mark.skipif(not _interpreter_works(), reason="this Triton's interpreter needs numpy<2.4")
