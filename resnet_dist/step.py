@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -38,6 +39,44 @@ class StepSettings:
     clip_grad_value: float | None
 
 
+class Step(Protocol):
+    """How the loop takes a step, whatever it is made of."""
+
+    def __call__(self, batches: Iterator[Batch], *, step: int) -> torch.Tensor:
+        """See `train_step`."""
+
+    def close(self) -> None:
+        """Give up what is held on the device besides the state; may be called again after."""
+
+
+@dataclass(frozen=True)
+class EagerStep:
+    """`train_step` with all that is the same in every step."""
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    settings: StepSettings
+    on_logits: OnLogits
+    guard: NonFiniteGuard
+
+    def __call__(self, batches: Iterator[Batch], *, step: int | torch.Tensor) -> torch.Tensor:
+        """See `train_step`."""
+        return train_step(
+            self.network,
+            batches,
+            optimizer=self.optimizer,
+            scaler=self.scaler,
+            settings=self.settings,
+            on_logits=self.on_logits,
+            guard=self.guard,
+            step=step,
+        )
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
 def train_step(
     network: nn.Module,
     batches: Iterator[Batch],
@@ -47,7 +86,7 @@ def train_step(
     settings: StepSettings,
     on_logits: OnLogits,
     guard: NonFiniteGuard,
-    step: int,
+    step: int | torch.Tensor,
 ) -> torch.Tensor:
     """Take the micro-batches of step `step` from `batches` and update the parameters.
 

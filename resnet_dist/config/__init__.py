@@ -15,6 +15,7 @@ from typing import Literal
 from resnet_dist.config.augment import AugmentFields
 from resnet_dist.config.dali import DaliFields
 from resnet_dist.config.rules import Rules, free
+from resnet_dist.config.speed import SpeedFields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,8 +210,8 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """One optimisation step, and how many of them."""
+class TrainConfig(SpeedFields):
+    """One optimisation step, and how many of them. More are in `resnet_dist.config.speed`."""
 
     global_batch_size: int = 256
     """Samples of one step over all ranks. Local and micro-batches follow from it."""
@@ -318,6 +319,7 @@ class TrainConfig:
             "must lie in (0, 1)",
             "null turns the average off",
         )
+        self.check_speed(rules, compiles=self.compile, precision=self.precision)
         rules.enforce()
 
 
@@ -536,6 +538,12 @@ class DistConfig:
     """A collective that takes longer ends the run (so that it can be restarted), seconds."""
     bucket_cap_mb: float = free(25.0)
     """Size of DDP's gradient buckets, MiB."""
+    gradient_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type in which gradients travel between ranks. bfloat16 halves the traffic, and rounds each
+    rank's share and every partial sum of them to 8 bits: not the same mathematics."""
+    static_graph: bool = free(False)
+    """Tell DDP that every step uses the same parameters in the same way (they do): it then need not
+    look. The all-reduce of the first step of a process is not overlapped."""
     world_size: int | None = free(None)
     """Number of ranks to insist on. None: whatever torchrun started."""
     flight_recorder_entries: int = free(2000)
@@ -666,5 +674,13 @@ class Config:
             self.data.pad_channels,
             "does not go with model.name=resnet9, which takes three channels",
             "leave it out",
+        )
+        moves_momentum = self.schedule.name == "one_cycle" and self.schedule.cycle_momentum
+        rules.require(
+            not self.train.cuda_graph or not moves_momentum,
+            "train.cuda_graph",
+            self.train.cuda_graph,
+            "does not go with schedule.cycle_momentum: a captured step keeps its momentum",
+            "set train.cuda_graph=false, or (another recipe) schedule.cycle_momentum=false",
         )
         rules.enforce()
