@@ -104,6 +104,10 @@ class Run:
         return copy.deepcopy(self.state.state_dict())
 
 
+def load(run: Run, saved: dict[str, Any]) -> None:
+    run.state.load_state_dict(copy.deepcopy(saved), is_main=True)
+
+
 def assert_equal(one: Any, other: Any) -> None:
     """Bit for bit, NaNs included."""
     torch.testing.assert_close(one, other, rtol=0.0, atol=0.0, equal_nan=True)
@@ -149,3 +153,114 @@ def test_replayed_steps_have_the_bits_of_eager_ones(name: str) -> None:
     )
     counts = graphed.state.guard.read()
     assert (counts.total, counts.first_step, counts.own_loss_step) == (1, BAD_STEP, BAD_STEP)
+
+
+def test_the_mock_executes_nothing_when_it_captures() -> None:
+    """Else a captured step would be taken twice, and on a GPU not at all."""
+    run = Run(graphed=True)
+    before = run.saved()
+    assert isinstance(run.step, GraphedStep)
+    eager = run.step._eager
+    replay = run.graphs.capture(lambda: eager(iter([make_batch(0)]), step=0))
+    assert_equal(run.saved(), before)
+    replay()
+    assert not torch.equal(
+        run.saved()["model"]["conv1.0.weight"], before["model"]["conv1.0.weight"]
+    )
+
+
+def test_the_mock_misses_what_python_does_in_a_step() -> None:
+    """A step that the guard is told as a number would be the captured one for ever."""
+    run = Run(graphed=True)
+    assert isinstance(run.step, GraphedStep)
+    eager, batch = run.step._eager, make_batch(0)
+    numbers = iter(range(100))
+    run.take(iter([batch]))
+    replay = run.graphs.capture(lambda: eager(iter([batch]), step=next(numbers)))
+    batch.images[0, 0, 0, 0] = float("nan")
+    for _ in range(3):
+        replay()
+    assert run.state.guard.read().first_step == 0 != next(numbers)
+
+
+def test_each_form_of_batch_has_a_graph_of_its_own() -> None:
+    """Sizes that grow and come back, and micro-batches of uneven sizes."""
+    eager, graphed = (Run(graphed=graphed, accumulation_steps=2) for graphed in (False, True))
+    sizes = [8, 8, 8, 8, 16, 16, 16, 16, 16, 8, 16]
+    for step, size in enumerate(sizes):
+        pairs = [
+            run.take(
+                iter([make_batch(2 * step, size=size), make_batch(2 * step + 1, n=4, size=size)])
+            )
+            for run in (eager, graphed)
+        ]
+        assert_equal(*pairs)
+        assert_equal(eager.saved(), graphed.saved())
+    assert (graphed.graphs.num_captured, graphed.graphs.num_replayed) == (2, 5)
+
+
+def test_a_loader_may_use_a_batchs_memory_again() -> None:
+    def reused(step: int) -> Iterator[Batch]:
+        own = make_batch(0)
+        for micro in range(2):
+            own.images.copy_(make_batch(10 * step + micro).images)
+            own.labels.copy_(make_batch(10 * step + micro).labels)
+            yield own
+
+    eager, graphed = (Run(graphed=graphed, accumulation_steps=2) for graphed in (False, True))
+    for step in range(6):
+        assert_equal(eager.take(batches_of(step, 2)), graphed.take(reused(step)))
+
+
+@pytest.mark.parametrize("optim", ["sgd", "adamw"])
+def test_runs_go_on_from_each_others_checkpoints(optim: Any) -> None:
+    """Eager from captured, captured from eager, and a captured one that goes back."""
+    runs = [Run(OptimConfig(name=optim), graphed=graphed) for graphed in (False, True, False, True)]
+    eager, graphed, other_eager, other_graphed = runs
+    for step in range(5):
+        for run in (eager, graphed):
+            run.take(iter([make_batch(step)]))
+    saved = [run.saved() for run in (eager, graphed)]
+    for state in saved:
+        for group in state["optimizer"]["param_groups"]:
+            assert type(group["lr"]) is float
+            assert not group.get("capturable", False)
+    load(other_eager, saved[1])
+    load(other_graphed, saved[0])
+    for step in range(5, 10):
+        results = [run.take(iter([make_batch(step)])) for run in runs]
+        assert results == [results[0]] * 4
+    for run in runs[1:]:
+        assert_equal(eager.saved(), run.saved())
+    load(graphed, saved[1])  # after its capture
+    for step in range(5, 10):
+        graphed.take(iter([make_batch(step)]))
+    assert_equal(eager.saved(), graphed.saved())
+    assert graphed.graphs.num_captured == 2
+
+
+def test_what_was_closed_begins_anew() -> None:
+    eager, graphed = Run(graphed=False), Run(graphed=True)
+    for step in range(10):
+        assert eager.take(iter([make_batch(step)])) == graphed.take(iter([make_batch(step)]))
+        if step == 4:
+            graphed.step.close()
+    assert_equal(eager.saved(), graphed.saved())
+    assert (graphed.graphs.num_captured, graphed.graphs.num_replayed) == (2, 4)
+
+
+def test_failpoints_of_a_captured_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In eager, captured and replayed steps alike: each is passed once a step, and spoils it."""
+    spec = "step.loss@4=damage;step.loss@6=damage;step.parameters@8=damage;step.begin@9=sleep:0"
+    log = tmp_path / "log"
+    monkeypatch.setenv(failpoints.VARIABLE, spec)
+    monkeypatch.setenv(failpoints.LOG_VARIABLE, str(log))
+    eager, graphed = Run(graphed=False), Run(graphed=True)
+    for run in (eager, graphed):
+        failpoints._passed.clear()
+        log.unlink(missing_ok=True)
+        for step in range(9):
+            run.take(iter([make_batch(step)]))
+        assert [line.split(" ", 1)[0] for line in log.read_text().splitlines()] == spec.split(";")
+    assert_equal(eager.saved(), graphed.saved())
+    assert graphed.state.guard.read().total == 2
