@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from resnet_dist import failpoints
 from resnet_dist.config import ModelConfig, OptimConfig
