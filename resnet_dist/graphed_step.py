@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -94,6 +94,8 @@ class _Program:
     eager_steps: int = 0
     replay: Callable[[], None] | None = None
     """None: not captured yet."""
+    gradients: list[Tensor | None] = field(default_factory=list)
+    """Of the parameters after a replay, where the update is not captured."""
 
 
 class GraphedStep:
@@ -123,13 +125,12 @@ class GraphedStep:
         for lr, group in zip(self._lrs, self._eager.optimizer.param_groups, strict=True):
             lr.fill_(group["lr"])
         if program.replay is None and self._is_warm(program):
-            with disarmed(), self._rates_on_device(captures=True):
-                program.replay = self._graphs.capture(partial(self._take, program.batches))
+            with disarmed():
+                self._capture(program)
         if program.replay is not None:
-            self._replay(program.batches, program.replay)
+            self._replay(program, program.replay)
         else:
-            with self._rates_on_device(captures=False):
-                self._graphs.run(partial(self._take, program.batches))
+            self._run(program)
             program.eager_steps += 1
             self._eager_steps += 1
         return self._grad_norm
@@ -165,12 +166,18 @@ class GraphedStep:
     def _take(self, batches: tuple[Batch, ...]) -> None:
         self._grad_norm.copy_(self._eager(iter(batches), step=self._step))
 
-    def _replay(self, batches: tuple[Batch, ...], replay: Callable[[], None]) -> None:
-        """Replay a step, and pass its failpoints, which the host does not reach in it."""
-        failpoint("step.begin")
-        for batch in batches:
-            if failpoint("step.loss"):
-                batch.images.fill_(float("nan"))
+    def _run(self, program: _Program) -> None:
+        """A step as it will be captured."""
+        with self._rates_on_device(captures=False):
+            self._graphs.run(partial(self._take, program.batches))
+
+    def _capture(self, program: _Program) -> None:
+        with self._rates_on_device(captures=True):
+            program.replay = self._graphs.capture(partial(self._take, program.batches))
+
+    def _replay(self, program: _Program, replay: Callable[[], None]) -> None:
+        """Take a captured step. The host comes to none of its failpoints, so pass them here."""
+        _spoil(program.batches)
         failpoint("step.before_optimizer")
         replay()
         failpoint("step.after_optimizer")
@@ -192,6 +199,39 @@ class GraphedStep:
         finally:
             for group, before in zip(groups, kept, strict=True):
                 group.update(before)
+
+
+class GraphedGradients(GraphedStep):
+    """Captures the forward and backward passes alone; clipping and the update run eagerly.
+
+    For schedules that move the momentum: the kernels take that as a number, not from the device.
+    """
+
+    def _run(self, program: _Program) -> None:
+        self._graphs.run(partial(self._take, program.batches))
+
+    def _capture(self, program: _Program) -> None:
+        batches = program.batches
+        program.replay = self._graphs.capture(lambda: self._eager.add_gradients(iter(batches)))
+        # While they are held, no other graph of the pool takes their memory.
+        program.gradients = [parameter.grad for parameter in self._eager.network.parameters()]
+        self._eager.optimizer.zero_grad(set_to_none=True)
+
+    def _replay(self, program: _Program, replay: Callable[[], None]) -> None:
+        _spoil(program.batches)
+        replay()
+        parameters = self._eager.network.parameters()
+        for parameter, gradient in zip(parameters, program.gradients, strict=True):
+            parameter.grad = gradient
+        self._grad_norm.copy_(self._eager.update(step=self._step))
+
+
+def _spoil(batches: tuple[Batch, ...]) -> None:
+    """Pass the failpoints up to the loss, which NaNs in the images spoil."""
+    failpoint("step.begin")
+    for batch in batches:
+        if failpoint("step.loss"):
+            batch.images.fill_(float("nan"))
 
 
 def _tensors(batch: Batch) -> list[Tensor]:

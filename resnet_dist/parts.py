@@ -34,6 +34,7 @@ from resnet_dist.graphed_step import (
     WARM_UP_STEPS,
     WARM_UP_STEPS_DDP,
     CudaGraphs,
+    GraphedGradients,
     GraphedStep,
 )
 from resnet_dist.inputs import Inputs
@@ -165,7 +166,9 @@ def sync_build_step(config: Config, state: TrainState, plan: BatchPlan, *, world
     if graphs is None:
         return eager
     warm_up_steps = WARM_UP_STEPS if world.size == 1 else WARM_UP_STEPS_DDP
-    return GraphedStep(eager, graphs, warm_up_steps=warm_up_steps)
+    momentum_of = build_momentum_schedule(config.schedule, num_steps=1)
+    kind = GraphedStep if momentum_of is None else GraphedGradients
+    return kind(eager, graphs, warm_up_steps=warm_up_steps)
 
 
 def build_records(

@@ -675,12 +675,4 @@ class Config:
             "does not go with model.name=resnet9, which takes three channels",
             "leave it out",
         )
-        moves_momentum = self.schedule.name == "one_cycle" and self.schedule.cycle_momentum
-        rules.require(
-            not self.train.cuda_graph or not moves_momentum,
-            "train.cuda_graph",
-            self.train.cuda_graph,
-            "does not go with schedule.cycle_momentum: a captured step keeps its momentum",
-            "set train.cuda_graph=false, or (another recipe) schedule.cycle_momentum=false",
-        )
         rules.enforce()

@@ -19,8 +19,9 @@ class SpeedFields:
     cuda_graph: bool = free(False)
     """Capture the whole step (forward, loss, backward, clip, update, meters) as a CUDA graph, one a
     shape of batch, and replay it: the host launches one thing a step. Needs a GPU. Equal up to the
-    rounding of the learning rate to float32. Takes memory for a copy of the batch, and for what a
-    step needs besides what evaluation does. Off: not measured on a GPU yet."""
+    rounding of the learning rate to float32. Takes memory for a copy of the batch, and keeps what a
+    step needs from evaluation. With schedule.cycle_momentum clipping and update are not captured.
+    Off: not measured on a GPU yet."""
     compile_mode: Literal[
         "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"
     ] = free("default")

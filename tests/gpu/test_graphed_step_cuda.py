@@ -14,7 +14,7 @@ from resnet_dist.config import ModelConfig, OptimConfig
 from resnet_dist.data.jobs import Batch, MixedLabels
 from resnet_dist.faults.loss_record import LossRecord
 from resnet_dist.faults.non_finite import NonFiniteGuard
-from resnet_dist.graphed_step import WARM_UP_STEPS, CudaGraphs, GraphedStep
+from resnet_dist.graphed_step import WARM_UP_STEPS, CudaGraphs, GraphedGradients, GraphedStep
 from resnet_dist.loss import LossSettings
 from resnet_dist.metrics.meters import TrainMeter
 from resnet_dist.models.build import build_model
@@ -55,7 +55,14 @@ def make_batch(seed: int, *, size: int = 32) -> Batch:
 class Run:
     """A small run on the GPU. Both kinds take their learning rates as float32."""
 
-    def __init__(self, *, graphed: bool, optim: str = "sgd", precision: str = "bfloat16") -> None:
+    def __init__(
+        self,
+        *,
+        graphed: bool,
+        optim: str = "sgd",
+        precision: str = "bfloat16",
+        moves_momentum: bool = False,
+    ) -> None:
         device = torch.device("cuda")
         config = ModelConfig(name="resnet18", width=16, stem="cifar")
         model = build_model(config, num_classes=10, seed=0)
@@ -80,7 +87,9 @@ class Run:
         # An eager run goes through the same class, so that it has the same learning rates.
         never = 10**9
         warm_up_steps = WARM_UP_STEPS if graphed else never
-        self.step: Step = GraphedStep(eager, CudaGraphs(device), warm_up_steps=warm_up_steps)
+        self.moves_momentum = moves_momentum
+        kind = GraphedGradients if moves_momentum else GraphedStep
+        self.step: Step = kind(eager, CudaGraphs(device), warm_up_steps=warm_up_steps)
 
     def take(self, *, bad: bool = False, size: int = 32, read: bool = True) -> Result | None:
         step = self.state.step
@@ -91,7 +100,8 @@ class Run:
 
     def take_batches(self, batches: list[Batch], *, read: bool) -> Result | None:
         lr = 0.05 / (1 + self.state.step)
-        apply_schedule(self.state.optimizer, lr=lr, momentum=None)
+        momentum = 0.95 - 0.01 * self.state.step if self.moves_momentum else None
+        apply_schedule(self.state.optimizer, lr=lr, momentum=momentum)
         grad_norm = self.step(iter(batches), step=self.state.step)
         self.state.step += 1
         assert self.state.average is not None
@@ -116,6 +126,17 @@ def test_captured_steps_have_the_bits_of_eager_ones(optim: str, precision: str) 
     assert_equal(eager.state.state_dict(), graphed.state.state_dict())
     counts = graphed.state.guard.read()
     assert (counts.total, counts.first_step, counts.own_loss_step) == (1, 6, 6)
+
+
+@pytest.mark.parametrize("precision", list(DTYPES))
+@pytest.mark.parametrize("optim", ["sgd", "adam"])
+def test_a_momentum_that_moves(optim: str, precision: str) -> None:
+    eager, graphed = (
+        Run(graphed=g, optim=optim, precision=precision, moves_momentum=True) for g in (False, True)
+    )
+    for step in range(10):
+        assert_equal(eager.take(bad=step == 6), graphed.take(bad=step == 6))
+    assert_equal(eager.state.state_dict(), graphed.state.state_dict())
 
 
 def test_sizes_that_change_have_graphs_of_their_own() -> None:

@@ -101,10 +101,6 @@ def test_all_errors_at_once_with_near_names(tmp_path: Path) -> None:
             "train.cuda_graph=true train.compile=true train.compile_mode=reduce-overhead",
             "makes CUDA graphs of its own",
         ),
-        (
-            "train.cuda_graph=true schedule.name=one_cycle schedule.warmup_epochs=0",
-            "does not go with schedule.cycle_momentum",
-        ),
         ("train.precision=bfloat16 train.loss_scale=128", "needs train.precision=float16"),
         ("train.precision=float16 train.loss_scale=0", "must be positive"),
         ("train.precision=float16 train.loss_scale=.inf", "must be positive"),
@@ -129,9 +125,6 @@ def test_settings_of_speed_that_go_together() -> None:
         "train.compile_mode=max-autotune-no-cudagraphs",
         "train.precision=float16",
         "train.loss_scale=128",
-        "schedule.name=one_cycle",
-        "schedule.warmup_epochs=0",
-        "schedule.cycle_momentum=false",
     ]
     assert load_config([], overrides).config.train.loss_scale == 128.0
 

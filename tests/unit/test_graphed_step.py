@@ -20,7 +20,7 @@ from resnet_dist.config import ModelConfig, OptimConfig
 from resnet_dist.data.jobs import Batch, MixedLabels
 from resnet_dist.faults.loss_record import LossRecord
 from resnet_dist.faults.non_finite import NonFiniteGuard
-from resnet_dist.graphed_step import WARM_UP_STEPS, GraphedStep
+from resnet_dist.graphed_step import WARM_UP_STEPS, GraphedGradients, GraphedStep
 from resnet_dist.loss import LossSettings
 from resnet_dist.metrics.meters import TrainMeter
 from resnet_dist.models.build import build_model
@@ -55,6 +55,7 @@ class Run:
         graphed: bool,
         precision: torch.dtype | None = None,
         accumulation_steps: int = 1,
+        moves_momentum: bool = False,
         **settings: Any,
     ) -> None:
         model = build_model(ModelConfig(name="resnet9", width=8), num_classes=NUM_CLASSES, seed=0)
@@ -88,13 +89,16 @@ class Run:
         )
         self.graphs = RecordedGraphs()
         self.step: Step = eager
+        self.moves_momentum = moves_momentum
         if graphed:
-            self.step = GraphedStep(eager, self.graphs, warm_up_steps=WARM_UP_STEPS)
+            kind = GraphedGradients if moves_momentum else GraphedStep
+            self.step = kind(eager, self.graphs, warm_up_steps=WARM_UP_STEPS)
 
     def take(self, batches: Iterator[Batch]) -> tuple[float, dict[str, float]]:
         """One step; its gradient's norm and the meter's values."""
         lr = float(np.float32(0.05 / (1 + self.state.step)))  # a captured rate is float32
-        apply_schedule(self.state.optimizer, lr=lr, momentum=None)
+        momentum = 0.95 - 0.01 * self.state.step if self.moves_momentum else None
+        apply_schedule(self.state.optimizer, lr=lr, momentum=momentum)
         grad_norm = self.step(batches, step=self.state.step).item()
         self.state.step += 1
         return grad_norm, self.state.meter.read_and_reset(lambda tensor: tensor)
@@ -125,6 +129,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "nesterov": {"optim": OptimConfig(nesterov=True, weight_decay=0.01)},
     "adam": {"optim": OptimConfig(name="adam")},
     "adamw": {"optim": OptimConfig(name="adamw", weight_decay=0.01)},
+    "cycled sgd": {"moves_momentum": True, "clip_grad_norm": 0.5},
+    "cycled adam": {"moves_momentum": True, "optim": OptimConfig(name="adam")},
+    "cycled float16": {
+        "moves_momentum": True,
+        "precision": torch.float16,
+        "accumulation_steps": 2,
+    },
     "clipped": {"clip_grad_norm": 0.5},
     "clipped values": {"clip_grad_value": 0.01},
     "accumulated": {"accumulation_steps": 2},
@@ -182,9 +193,13 @@ def test_the_mock_misses_what_python_does_in_a_step() -> None:
     assert run.state.guard.read().first_step == 0 != next(numbers)
 
 
-def test_each_form_of_batch_has_a_graph_of_its_own() -> None:
+@pytest.mark.parametrize("moves_momentum", [False, True])
+def test_each_form_of_batch_has_a_graph_of_its_own(moves_momentum: bool) -> None:
     """Sizes that grow and come back, and micro-batches of uneven sizes."""
-    eager, graphed = (Run(graphed=graphed, accumulation_steps=2) for graphed in (False, True))
+    eager, graphed = (
+        Run(graphed=graphed, accumulation_steps=2, moves_momentum=moves_momentum)
+        for graphed in (False, True)
+    )
     sizes = [8, 8, 8, 8, 16, 16, 16, 16, 16, 8, 16]
     for step, size in enumerate(sizes):
         pairs = [
@@ -248,13 +263,16 @@ def test_what_was_closed_begins_anew() -> None:
     assert (graphed.graphs.num_captured, graphed.graphs.num_replayed) == (2, 4)
 
 
-def test_failpoints_of_a_captured_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("moves_momentum", [False, True])
+def test_failpoints_of_a_captured_step(
+    moves_momentum: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """In eager, captured and replayed steps alike: each is passed once a step, and spoils it."""
     spec = "step.loss@4=damage;step.loss@6=damage;step.parameters@8=damage;step.begin@9=sleep:0"
     log = tmp_path / "log"
     monkeypatch.setenv(failpoints.VARIABLE, spec)
     monkeypatch.setenv(failpoints.LOG_VARIABLE, str(log))
-    eager, graphed = Run(graphed=False), Run(graphed=True)
+    eager, graphed = (Run(graphed=g, moves_momentum=moves_momentum) for g in (False, True))
     for run in (eager, graphed):
         failpoints._passed.clear()
         log.unlink(missing_ok=True)
