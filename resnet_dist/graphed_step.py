@@ -46,6 +46,9 @@ class Graphs(Protocol):
     def capture(self, function: Callable[[], None]) -> Callable[[], None]:
         """Record what the function does to the device, without doing it; returns what does it."""
 
+    def begin_anew(self) -> None:
+        """All that was captured has been given up."""
+
 
 class CudaGraphs:
     """CUDA graphs that share one pool of memory, so that many take as much as the largest. They
@@ -83,6 +86,10 @@ class CudaGraphs:
         with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode=mode):
             function()
         return graph.replay
+
+    def begin_anew(self) -> None:
+        """See `Graphs.begin_anew`. A pool without graphs may be gone, so take another."""
+        self._pool = torch.cuda.graph_pool_handle()
 
 
 @dataclass
@@ -140,6 +147,7 @@ class GraphedStep:
         with eager steps."""
         self._programs.clear()
         self._buffers.clear()
+        self._graphs.begin_anew()
         self._eager_steps = 0
         self._optimizer_state = self._eager.optimizer.state
 

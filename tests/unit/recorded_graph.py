@@ -120,3 +120,6 @@ class RecordedGraphs:
                 call.again()
 
         return replay
+
+    def begin_anew(self) -> None:
+        """It has no memory of its own."""
