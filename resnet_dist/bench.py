@@ -23,9 +23,7 @@ from resnet_dist.data.jobs import Batch
 from resnet_dist.dist import World
 from resnet_dist.errors import UserError
 from resnet_dist.inputs import sync_open_inputs
-from resnet_dist.models.wrap import warm_up_buckets, wrap_model
-from resnet_dist.parts import build_state, plan_of, step_settings, train_loader
-from resnet_dist.step import train_step
+from resnet_dist.parts import build_state, plan_of, sync_build_step, train_loader
 from resnet_dist.train import configure_torch
 
 ROUNDS = 3
@@ -55,35 +53,25 @@ def measure(config: Config, world: World) -> dict[str, list[float]]:
     inputs = sync_open_inputs(config, world)
     plan = plan_of(config, world)
     state = build_state(config, inputs, world)
-    network = wrap_model(state.model, train=config.train, dist=config.dist, world=world)
-    warm_up_buckets(network, train=config.train, size=config.data.train_size, device=world.device)
+    taken = sync_build_step(config, state, plan, world=world)
     loader = train_loader(config, inputs, plan, world)
-    settings = step_settings(config.train, plan)
 
     def skip(batches: Iterator[Batch]) -> None:
-        for _ in islice(batches, settings.accumulation_steps):
+        for _ in islice(batches, plan.accumulation_steps):
             pass
 
     def step(batches: Iterator[Batch]) -> None:
-        train_step(
-            network,
-            batches,
-            optimizer=state.optimizer,
-            scaler=state.scaler,
-            settings=settings,
-            on_logits=state.meter.update,
-            guard=state.guard,
-            step=0,
-        )
+        taken(batches, step=0)
 
-    with closing(loader.batches(0, settings.accumulation_steps)) as batches:
-        fixed = list(islice(batches, settings.accumulation_steps))
+    with closing(loader.batches(0, plan.accumulation_steps)) as batches:
+        fixed = list(islice(batches, plan.accumulation_steps))
     rates: dict[str, list[float]] = {"loader": [], "step": [], "both": []}
     for _ in range(ROUNDS):
         for name, function in (("loader", skip), ("both", step)):
             with closing(loader.batches(0, 10**9)) as batches:
                 rates[name].append(_rate(config, world, function, batches))
         rates["step"].append(_rate(config, world, step, _repeat(fixed)))
+    taken.close()
     return rates
 
 

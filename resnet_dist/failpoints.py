@@ -19,6 +19,8 @@ import os
 import signal
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -69,12 +71,24 @@ class _Fault:
 
 
 _passed: Counter[str] = Counter()
+_is_disarmed = False
+
+
+@contextmanager
+def disarmed() -> Iterator[None]:
+    """Inside, no failpoint does anything or is counted: for code that runs to be recorded."""
+    global _is_disarmed
+    _is_disarmed = True
+    try:
+        yield
+    finally:
+        _is_disarmed = False
 
 
 def failpoint(name: str) -> bool:
     """Do here what the environment says. True: the caller is to spoil what it holds."""
     armed = os.environ.get(VARIABLE)
-    if not armed:
+    if not armed or _is_disarmed:
         return False
     assert name in NAMES, name
     _passed[name] += 1

@@ -29,7 +29,7 @@ from resnet_dist.metrics.recorder import Recorder
 from resnet_dist.metrics.throughput import Throughput
 from resnet_dist.optim.schedules import apply_schedule
 from resnet_dist.state import TrainState
-from resnet_dist.step import StepSettings, train_step
+from resnet_dist.step import Step
 
 LARGEST_GRID = 64
 """Most images in the grid of the first batch."""
@@ -97,11 +97,12 @@ class Cadence:
 class Parts:
     """What the loop works with; all built by the entry point."""
 
-    network: nn.Module
-    """The model as it is called in training: with compile and DDP around it."""
+    step: Step
+    """Takes a training step: one after the other, or captured and replayed."""
     train_loader: TrainLoader
     eval_loader: EvalLoader
-    settings: StepSettings
+    autocast_dtype: torch.dtype | None
+    """Of evaluation; None: float32."""
     cadence: Cadence
     lr_of: Callable[[int], float]
     momentum_of: Callable[[int], float] | None
@@ -147,16 +148,7 @@ def _sync_step(state: TrainState, parts: Parts, batches: Iterator[Batch]) -> Out
     lr = parts.lr_of(state.step)
     momentum = parts.momentum_of(state.step) if parts.momentum_of else None
     apply_schedule(state.optimizer, lr=lr, momentum=momentum)
-    grad_norm = train_step(
-        parts.network,
-        batches,
-        optimizer=state.optimizer,
-        scaler=state.scaler,
-        settings=parts.settings,
-        on_logits=state.meter.update,
-        guard=state.guard,
-        step=state.step,
-    )
+    grad_norm = parts.step(batches, step=state.step)
     state.step += 1
     parts.throughput.count_step()
     if state.average is not None and cadence.averages(state.step):
@@ -244,7 +236,7 @@ def _evaluate(model: nn.Module, parts: Parts, prefix: str) -> dict[str, float]:
         model,
         parts.eval_loader,
         world=parts.world,
-        autocast_dtype=parts.settings.autocast_dtype,
+        autocast_dtype=parts.autocast_dtype,
         flip=parts.cadence.eval.flip,
     )
     return {f"{prefix}{name}": value for name, value in result.items() if name != "samples"}

@@ -6,6 +6,7 @@ Owns the translation of settings into constructor arguments; the order in which 
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -23,11 +24,19 @@ from resnet_dist.data.build import (
 )
 from resnet_dist.data.transforms import to_uint8
 from resnet_dist.dist import World
+from resnet_dist.errors import UserError
 from resnet_dist.faults.guards import sync_build_guards
 from resnet_dist.faults.loss_record import LossRecord
 from resnet_dist.faults.non_finite import NonFiniteGuard
 from resnet_dist.faults.stop import StopSignal
 from resnet_dist.faults.watchdog import Watchdog
+from resnet_dist.graphed_step import (
+    WARM_UP_STEPS,
+    WARM_UP_STEPS_DDP,
+    CudaGraphs,
+    GraphedGradients,
+    GraphedStep,
+)
 from resnet_dist.inputs import Inputs
 from resnet_dist.loop import Cadence, Parts
 from resnet_dist.loss import LossSettings
@@ -38,12 +47,13 @@ from resnet_dist.models.build import build_model
 from resnet_dist.models.wrap import first_synchronised, warm_up_buckets, wrap_model
 from resnet_dist.optim.build import build_optimizer
 from resnet_dist.optim.ema import WeightAverage
+from resnet_dist.optim.scaling import build_scaler
 from resnet_dist.optim.schedules import build_momentum_schedule, build_schedule
 from resnet_dist.plan import BatchPlan, plan_batches
 from resnet_dist.resume import describe_next
 from resnet_dist.run_folder import run_folder
 from resnet_dist.state import TrainState
-from resnet_dist.step import StepSettings
+from resnet_dist.step import EagerStep, Step, StepSettings
 
 AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -68,7 +78,9 @@ def build_state(config: Config, inputs: Inputs, world: World) -> TrainState:
     return TrainState(
         model=model,
         optimizer=build_optimizer(config.optim, model),
-        scaler=torch.amp.GradScaler(world.device.type, enabled=config.train.precision == "float16"),
+        scaler=build_scaler(
+            world.device, precision=config.train.precision, loss_scale=config.train.loss_scale
+        ),
         average=average,
         meter=TrainMeter(world.device),
         guard=NonFiniteGuard(model),
@@ -89,15 +101,14 @@ def build_parts(
     """Everything that the loop works with."""
     train = config.train
     cadence = cadence_of(config, len(inputs.train))
-    network = wrap_model(state.model, train=train, dist=config.dist, world=world)
-    first = first_synchronised(network, train=train)
-    warm_up_buckets(network, train=train, size=config.data.train_size, device=world.device)
+    step = sync_build_step(config, state, plan, world=world)
+    first = first_synchronised(step.network, train=train)
     recorder, saver = build_records(config, state, inputs, world)
     return Parts(
-        network=network,
+        step=step,
         train_loader=train_loader(config, inputs, plan, world),
         eval_loader=watchdog.watch_evaluation(eval_loader(config, inputs, world)),
-        settings=step_settings(train, plan),
+        autocast_dtype=AUTOCAST[train.precision],
         cadence=cadence,
         lr_of=build_schedule(
             config.schedule,
@@ -117,6 +128,47 @@ def build_parts(
         identity=identity,
         to_picture=partial(to_uint8, data=inputs.data),
     )
+
+
+def check_device(train: TrainConfig, device: torch.device) -> None:
+    """Raises UserError if the device cannot train as it is asked to."""
+    if train.cuda_graph and device.type != "cuda":
+        raise UserError(
+            "train.cuda_graph (True): needs a GPU, and this run is on CPUs; set "
+            "train.cuda_graph=false (a run may be resumed with the other value)"
+        )
+
+
+def sync_build_step(config: Config, state: TrainState, plan: BatchPlan, *, world: World) -> Step:
+    """How a training step is taken: wraps the model, and captures it if that is asked for. All
+    ranks must call it."""
+    train = config.train
+    check_device(train, world.device)
+    graphs = CudaGraphs(world.device) if train.cuda_graph else None
+    low, high = plan.micro_slice(world.rank, 0)
+    with graphs.side_stream() if graphs else nullcontext():
+        network = wrap_model(state.model, train=train, dist=config.dist, world=world)
+        warm_up_buckets(
+            network,
+            train=train,
+            size=config.data.train_size,
+            device=world.device,
+            batch_size=max(high - low, 1) if train.compile else 2,
+        )
+    eager = EagerStep(
+        network=network,
+        optimizer=state.optimizer,
+        scaler=state.scaler,
+        settings=step_settings(train, plan),
+        on_logits=state.meter.update,
+        guard=state.guard,
+    )
+    if graphs is None:
+        return eager
+    warm_up_steps = WARM_UP_STEPS if world.size == 1 else WARM_UP_STEPS_DDP
+    momentum_of = build_momentum_schedule(config.schedule, num_steps=1)
+    kind = GraphedStep if momentum_of is None else GraphedGradients
+    return kind(eager, graphs, warm_up_steps=warm_up_steps)
 
 
 def build_records(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -38,6 +39,71 @@ class StepSettings:
     clip_grad_value: float | None
 
 
+class Step(Protocol):
+    """How the loop takes a step, whatever it is made of."""
+
+    @property
+    def network(self) -> nn.Module:
+        """The model as it is called in training: with compile and DDP around it."""
+
+    def __call__(self, batches: Iterator[Batch], *, step: int) -> torch.Tensor:
+        """See `train_step`."""
+
+    def close(self) -> None:
+        """Give up what is held on the device besides the state; may be called again after."""
+
+
+@dataclass(frozen=True)
+class EagerStep:
+    """One step after the other: what is the same in all of them, and what is done in each."""
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    settings: StepSettings
+    on_logits: OnLogits
+    guard: NonFiniteGuard
+
+    def __call__(self, batches: Iterator[Batch], *, step: int | torch.Tensor) -> torch.Tensor:
+        """See `train_step`."""
+        self.add_gradients(batches)
+        return self.update(step=step)
+
+    def add_gradients(self, batches: Iterator[Batch]) -> None:
+        """The forward and backward passes of a step's micro-batches."""
+        failpoint("step.begin")
+        settings = self.settings
+        self.guard.begin()
+        for micro in range(settings.accumulation_steps):
+            batch = next(batches)
+            is_last = micro == settings.accumulation_steps - 1
+            with _gradient_sync(self.network, is_last):
+                with autocast(batch.images.device, settings.autocast_dtype):
+                    logits = self.network(batch.images)
+                loss = loss_sum(logits, batch.labels, batch.mixed, settings.loss)
+                if failpoint("step.loss"):
+                    loss = loss * float("nan")
+                checked = self.guard.check_loss(loss)
+                self.scaler.scale(checked * settings.gradient_scale).backward()  # type: ignore[no-untyped-call]
+            self.on_logits(loss.detach(), logits.detach(), main_labels(batch))
+
+    def update(self, *, step: int | torch.Tensor) -> torch.Tensor:
+        """Clip, and update the parameters, of which then none has a gradient. Returns the norm."""
+        failpoint("step.before_optimizer")
+        self.scaler.unscale_(self.optimizer)
+        grad_norm = _total_norm(self.network)
+        is_skipped = self.guard.decide(grad_norm, step=step)
+        _clip(self.network, grad_norm, self.settings)
+        _update(self.optimizer, self.scaler, is_skipped)
+        failpoint("step.after_optimizer")
+        if failpoint("step.parameters"):
+            flip_a_bit(self.network)
+        return grad_norm
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
 def train_step(
     network: nn.Module,
     batches: Iterator[Batch],
@@ -47,37 +113,15 @@ def train_step(
     settings: StepSettings,
     on_logits: OnLogits,
     guard: NonFiniteGuard,
-    step: int,
+    step: int | torch.Tensor,
 ) -> torch.Tensor:
     """Take the micro-batches of step `step` from `batches` and update the parameters.
 
     Returns the L2 norm of the whole gradient before clipping (scalar, on the device). If that is
     not finite, nothing but the counts of `guard` has changed.
     """
-    failpoint("step.begin")
-    guard.begin()
-    for micro in range(settings.accumulation_steps):
-        batch = next(batches)
-        is_last = micro == settings.accumulation_steps - 1
-        with _gradient_sync(network, is_last):
-            with autocast(batch.images.device, settings.autocast_dtype):
-                logits = network(batch.images)
-            loss = loss_sum(logits, batch.labels, batch.mixed, settings.loss)
-            if failpoint("step.loss"):
-                loss = loss * float("nan")
-            checked = guard.check_loss(loss)
-            scaler.scale(checked * settings.gradient_scale).backward()  # type: ignore[no-untyped-call]
-        on_logits(loss.detach(), logits.detach(), main_labels(batch))
-    failpoint("step.before_optimizer")
-    scaler.unscale_(optimizer)
-    grad_norm = _total_norm(network)
-    is_skipped = guard.decide(grad_norm, step=step)
-    _clip(network, grad_norm, settings)
-    _update(optimizer, scaler, is_skipped)
-    failpoint("step.after_optimizer")
-    if failpoint("step.parameters"):
-        flip_a_bit(network)
-    return grad_norm
+    eager = EagerStep(network, optimizer, scaler, settings, on_logits, guard)
+    return eager(batches, step=step)
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:

@@ -35,6 +35,7 @@ from resnet_dist.parts import (
     build_records,
     build_state,
     cadence_of,
+    check_device,
     eval_loader,
     plan_of,
 )
@@ -105,6 +106,7 @@ def run(resolved: Resolved, world: World) -> int:
     if config.run.evaluate_only:
         restore()
         return evaluate_only(config, state, inputs, world)
+    dist.sync_attempt(world, lambda: check_device(config.train, world.device))
     folder = run_folder(config.run)
     watchdog = sync_build_watchdog(config.faults.watchdog_s, folder, world)
     with sync_own_run_folder(folder, world, config.dist.timeout_s), watchdog:
@@ -146,7 +148,7 @@ def train(
 def fit_and_close(state: TrainState, parts: Parts) -> Outcome:
     """See that a checkpoint can be written, then fit; whatever happens, what is being written is
     written to its end."""
-    with closing(parts.recorder), closing(parts.saver), parts.stop:
+    with closing(parts.recorder), closing(parts.saver), closing(parts.step), parts.stop:
         if state.step >= parts.cadence.stop_step:
             return fit(state, parts)  # nothing is left to do, so nothing to save
         trial = state.state_dict()

@@ -15,6 +15,7 @@ from typing import Literal
 from resnet_dist.config.augment import AugmentFields
 from resnet_dist.config.dali import DaliFields
 from resnet_dist.config.rules import Rules, free
+from resnet_dist.config.speed import SpeedFields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,8 +210,8 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """One optimisation step, and how many of them."""
+class TrainConfig(SpeedFields):
+    """One optimisation step, and how many of them. More are in `resnet_dist.config.speed`."""
 
     global_batch_size: int = 256
     """Samples of one step over all ranks. Local and micro-batches follow from it."""
@@ -229,11 +230,6 @@ class TrainConfig:
     """NHWC memory format."""
     compile: bool = free(False)
     """torch.compile the model (equal up to rounding; pays little on CPU)."""
-    fused_norm: bool = free(False)
-    """Batch norm, addition and ReLU in one pass over memory, by kernels written for GPUs (equal up
-    to rounding). Slower on a CPU."""
-    space_to_depth: bool = free(False)
-    """Convolve 2 x 2 blocks of pixels in a first layer that strides (equal up to rounding)."""
     sync_batch_norm: bool = True
     """Batch statistics over all ranks: the world size does not change the loss curve."""
     label_smoothing: float = 0.0
@@ -277,20 +273,6 @@ class TrainConfig:
                 "must be at least 1",
                 "leave it out for the default",
             )
-        rules.require(
-            not self.fused_norm or self.channels_last,
-            "train.fused_norm",
-            self.fused_norm,
-            "needs train.channels_last=true",
-            "the kernels read channels-last memory",
-        )
-        rules.require(
-            not self.fused_norm or not self.compile,
-            "train.fused_norm",
-            self.fused_norm,
-            "excludes train.compile",
-            "the compiler fuses batch norm in its own way: choose one",
-        )
         rules.require(
             0 <= self.label_smoothing < 1,
             "train.label_smoothing",
@@ -336,6 +318,12 @@ class TrainConfig:
             self.ema_decay,
             "must lie in (0, 1)",
             "null turns the average off",
+        )
+        self.check_speed(
+            rules,
+            compiles=self.compile,
+            channels_last=self.channels_last,
+            precision=self.precision,
         )
         rules.enforce()
 
@@ -555,6 +543,12 @@ class DistConfig:
     """A collective that takes longer ends the run (so that it can be restarted), seconds."""
     bucket_cap_mb: float = free(25.0)
     """Size of DDP's gradient buckets, MiB."""
+    gradient_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type in which gradients travel between ranks. bfloat16 halves the traffic, and rounds each
+    rank's share and every partial sum of them to 8 bits: not the same mathematics."""
+    static_graph: bool = free(False)
+    """Tell DDP that every step uses the same parameters in the same way (they do): it then need not
+    look. The all-reduce of the first step of a process is not overlapped."""
     world_size: int | None = free(None)
     """Number of ranks to insist on. None: whatever torchrun started."""
     flight_recorder_entries: int = free(2000)

@@ -43,11 +43,12 @@ def sync_build_guards(
     *,
     world: World,
     watchdog: Watchdog,
-    first_sync: FirstSync,
+    first_sync: FirstSync | None,
 ) -> Guards:
     """The guards around a watchdog that runs already. All ranks must call it.
 
-    `model` is the plain one, and `first_sync` what marks the first collective of a step.
+    `model` is the plain one, and `first_sync` what marks the first collective of a step;
+    None: nothing does, and the ranks' times are not compared.
     """
     factor = config.faults.straggler_factor
     return Guards(

@@ -70,10 +70,11 @@ class NonFiniteGuard:
         self._own_loss_is_bad |= ~is_finite
         return loss * torch.where(is_finite, 1.0, float("nan"))
 
-    def decide(self, grad_norm: Tensor, *, step: int) -> Tensor:
+    def decide(self, grad_norm: Tensor, *, step: int | Tensor) -> Tensor:
         """Whether step `step` (completed ones before it) is skipped: 1.0 or 0.0, float32 scalar.
 
-        `grad_norm`: L2 norm of the whole gradient after the all-reduce, equal on all ranks.
+        `grad_norm`: L2 norm of the whole gradient after the all-reduce, equal on all ranks. `step`
+        as a tensor (int64 scalar, on the device) is read when the device comes to it.
         Restores the buffers if so, and counts.
         """
         is_bad = ~grad_norm.isfinite()

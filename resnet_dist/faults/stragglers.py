@@ -124,7 +124,7 @@ class Stragglers:
 
 
 class NullStragglers(Stragglers):
-    """With one rank there is nothing to compare."""
+    """There is nothing to compare."""
 
     def __init__(self) -> None:
         """No hooks."""
@@ -140,9 +140,12 @@ class NullStragglers(Stragglers):
         return {}
 
 
-def sync_build_stragglers(factor: float, world: World, *, first_sync: FirstSync) -> Stragglers:
-    """The comparison of the ranks; with one rank, one that does nothing. All ranks must call it."""
-    if world.size == 1:
+def sync_build_stragglers(
+    factor: float, world: World, *, first_sync: FirstSync | None
+) -> Stragglers:
+    """The comparison of the ranks; with one rank, or without anything that marks the first
+    collective, one that does nothing. All ranks must call it."""
+    if world.size == 1 or first_sync is None:
         return NullStragglers()
     hosts = sync_host_names(world)
     return Stragglers(world, hosts=hosts, factor=factor, first_sync=first_sync)

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed import group
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from resnet_dist.config import DistConfig, TrainConfig
@@ -58,28 +59,37 @@ def wrap_model(
         for module in model.modules():
             if isinstance(module, SyncBatchNorm2d):
                 module.hide_from_compiler()
-        model.compile()
+        model.compile(mode=train.compile_mode)
     if train.fused_norm:
         model = FusedNetwork(model, group.WORLD if is_synchronised else None)
     if world.size == 1:
         return model
     settings: dict[str, Any] = {_BUFFER_SETTING: False}
-    return DistributedDataParallel(
+    wrapped = DistributedDataParallel(
         model,
         device_ids=[world.device] if world.device.type == "cuda" else None,
         gradient_as_bucket_view=True,
         bucket_cap_mb=dist.bucket_cap_mb,
+        static_graph=dist.static_graph,
         **settings,
     )
+    if dist.gradient_dtype == "bfloat16":
+        wrapped.register_comm_hook(None, bf16_compress_hook)
+    return wrapped
 
 
-def first_synchronised(network: nn.Module, *, train: TrainConfig) -> nn.Module | nn.Parameter:
+def first_synchronised(
+    network: nn.Module, *, train: TrainConfig
+) -> nn.Module | nn.Parameter | None:
     """What marks the first collective of a training step of what `wrap_model` gave.
 
     The first synchronised batch norm, else the parameter whose gradient comes first, about when
     DDP sends off its first bucket. The compiler ignores hooks that modules get later, so with
-    `train.compile` it is the parameter, although batch norm may communicate before.
+    `train.compile` it is the parameter, although batch norm may communicate before. None with
+    `train.cuda_graph`: a step that is replayed calls no hook.
     """
+    if train.cuda_graph:
+        return None
     if not train.compile:
         for module in network.modules():
             if isinstance(module, FusedNetwork) and module.is_synchronised:

@@ -57,6 +57,10 @@ CASES: list[tuple[list[str], list[str]]] = [
     (["run.evaluate_only=true"], ["run.resume", "no checkpoint"]),
     (["dist.world_size=4"], ["dist.world_size (4)", "1 processes were started"]),
     (["schedule.warmup_epochs=50"], ["schedule.warmup_epochs"]),
+    (
+        ["train.cuda_graph=true", "dist.device=cpu"],
+        ["train.cuda_graph (True)", "needs a GPU", "train.cuda_graph=false"],
+    ),
 ]
 
 

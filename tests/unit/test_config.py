@@ -96,6 +96,14 @@ def test_all_errors_at_once_with_near_names(tmp_path: Path) -> None:
         ("optim.lr=-1", "must be positive"),
         ("optim.nesterov=true optim.momentum=0", "needs optim.momentum > 0"),
         ("train.clip_grad_norm=1 train.clip_grad_value=1", "excludes train.clip_grad_value"),
+        ("train.compile_mode=max-autotune", "needs train.compile=true"),
+        (
+            "train.cuda_graph=true train.compile=true train.compile_mode=reduce-overhead",
+            "makes CUDA graphs of its own",
+        ),
+        ("train.precision=bfloat16 train.loss_scale=128", "needs train.precision=float16"),
+        ("train.precision=float16 train.loss_scale=0", "must be positive"),
+        ("train.precision=float16 train.loss_scale=.inf", "must be positive"),
         ("schedule.name=one_cycle schedule.warmup_epochs=1", "does not go with"),
         ("schedule.milestones=[3,1]", "must rise"),
         ("checkpoint.keep_last=0", "at least 1"),
@@ -108,6 +116,17 @@ def test_each_rule_names_path_value_and_remedy(override: str, part: str) -> None
     with pytest.raises(UserError, match=re.escape(part)) as caught:
         load_config([], override.split())
     assert "; " in str(caught.value)
+
+
+def test_settings_of_speed_that_go_together() -> None:
+    overrides = [
+        "train.cuda_graph=true",
+        "train.compile=true",
+        "train.compile_mode=max-autotune-no-cudagraphs",
+        "train.precision=float16",
+        "train.loss_scale=128",
+    ]
+    assert load_config([], overrides).config.train.loss_scale == 128.0
 
 
 def test_two_broken_rules_of_one_section_are_both_told() -> None:

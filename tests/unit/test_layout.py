@@ -18,7 +18,7 @@ LEVELS = [
     {"data", "models", "optim", "metrics", "checkpoint", "faults"},
     {"loss"},
     {"state", "step", "run_folder", "coverage", "inputs", "report"},
-    {"evaluate", "preflight", "resume"},
+    {"evaluate", "graphed_step", "preflight", "resume"},
     {"loop", "divergence"},
     {"parts", "summary"},
     {"train"},

@@ -15,6 +15,7 @@ from resnet_dist.data.jobs import Batch
 from resnet_dist.faults.non_finite import NonFiniteGuard
 from resnet_dist.loop import Cadence
 from resnet_dist.loss import LossSettings
+from resnet_dist.optim.scaling import build_scaler
 from resnet_dist.step import StepSettings, train_step
 
 Seen = list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
@@ -112,6 +113,44 @@ def test_float16_skips_a_step_whose_gradients_overflow() -> None:
     step(model, huge, scaler=scaler)
     assert all(torch.equal(p, a) for p, a in zip(model.parameters(), after, strict=True))
     assert scaler.get_scale() == 2.0**15
+
+
+def static_scaler(scale: float) -> torch.amp.GradScaler:
+    return build_scaler(torch.device("cpu"), precision="float16", loss_scale=scale)
+
+
+def test_a_static_loss_scale_stays_and_still_skips() -> None:
+    model = make_model()
+    scaler = static_scaler(128.0)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    huge = settings(autocast_dtype=torch.float16, gradient_scale=1e30)
+    step(model, huge, scaler=scaler)
+    assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
+    assert scaler.get_scale() == 128.0
+    scaler.set_growth_interval(1)  # a dynamic scale would be doubled after each good step
+    for _ in range(3):
+        step(model, settings(autocast_dtype=torch.float16), scaler=scaler)
+    assert scaler.get_scale() == 128.0
+    assert all((p != b).any() for p, b in zip(model.parameters(), before, strict=True))
+
+
+def test_a_static_loss_scale_has_the_bits_of_a_dynamic_one_of_the_same_size() -> None:
+    models = make_model(), make_model()
+    scalers = static_scaler(256.0), torch.amp.GradScaler("cpu", init_scale=256.0)
+    for model, scaler in zip(models, scalers, strict=True):
+        step(model, settings(autocast_dtype=torch.float16), scaler=scaler)
+    pairs = zip(models[0].parameters(), models[1].parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+
+
+def test_a_static_loss_scale_is_a_setting_not_a_state() -> None:
+    """A checkpoint neither brings a dynamic scale, nor makes a dynamic one static."""
+    static, dynamic = static_scaler(128.0), torch.amp.GradScaler("cpu", init_scale=4.0)
+    static.load_state_dict(dynamic.state_dict())
+    assert static.get_scale() == 128.0
+    assert static.state_dict() == {}
+    assert not build_scaler(torch.device("cpu"), precision="bfloat16", loss_scale=None).is_enabled()
+    assert build_scaler(torch.device("cpu"), precision="float16", loss_scale=None).is_enabled()
 
 
 def test_bfloat16_is_close_to_float32() -> None:
