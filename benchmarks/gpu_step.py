@@ -8,8 +8,8 @@ variant that fails, crashes or hangs costs a line: a second process (this one) w
 starts it again where it ends early, and never begins a variant twice. Given the same --out again
 it goes on with what is missing. In miniature, on a CPU:
 
-    python benchmarks/gpu_step.py --device cpu --models resnet18 --width 16 --batches 8 --sizes 32 \\
-        --dtypes bfloat16 --modes eager,padded --steps 2 --rounds 2
+    python benchmarks/gpu_step.py --device cpu --models resnet18 --width 16 --batches 8 \\
+        --sizes 32 --dtypes bfloat16 --modes eager,padded --steps 2 --rounds 2
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from gpu.results import Results, tables
 
 POLL_S = 0.2
 MOST_STARTS = 12
+CUT = "the budget was over"
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -69,7 +70,12 @@ def watch(results: Results, argv: Sequence[str], args: argparse.Namespace) -> No
                 worker.kill()
                 worker.wait()
         for case, variant in results.unfinished():
-            results.add("error", case, variant, message=reason or f"exit code {worker.returncode}")
+            if reason == CUT:
+                results.add("cut", case, variant)
+                continue
+            reason = reason or f"the process ended with code {worker.returncode}"
+            results.add("crash", case, variant)
+            results.add("error", case, variant, message=reason)
         if worker.returncode == 0 or time.time() >= until:
             return
 
@@ -82,7 +88,7 @@ def _wait(worker: subprocess.Popen[bytes], results: Results, until: float, limit
         if results.unfinished() != current:
             current, since = results.unfinished(), time.time()
         if time.time() >= until:
-            return "the budget was over"
+            return CUT
         if current and time.time() - since > limit:
             return f"took longer than {limit:.0f} s"
         time.sleep(POLL_S)

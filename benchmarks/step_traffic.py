@@ -42,7 +42,7 @@ def predict(model: str, mode: Mode, args: argparse.Namespace) -> Count:
                 *mode.overrides(args.dtype),
             ]
         )
-        fixed = repeat(ours.fixed_batch())
+        fixed = repeat(ours.fixed_batches()[0])
         ours.step(fixed, 0)  # what only a first step does
         counts.append(count(lambda ours=ours, fixed=fixed: ours.step(fixed, 1)))  # type: ignore[misc]
     return extrapolate(counts[0], counts[1], SMALL, args.batch)
@@ -52,7 +52,9 @@ def row(name: str, one: Count, args: argparse.Namespace) -> str:
     """A line of the table."""
     seconds = one.total / (args.bandwidth_tb_s * 1e12)
     compute = one.flops / (args.tflops * 1e12)
-    cells = [f"{one.bytes.get(group, 0.0) / 1e9:.1f}" for group in GROUPS if group != "communication"]
+    cells = [
+        f"{one.bytes.get(group, 0.0) / 1e9:.1f}" for group in GROUPS if group != "communication"
+    ]
     return (
         f"| {name} | {' | '.join(cells)} | **{one.total / 1e9:.1f}** | {1e3 * seconds:.1f} "
         f"| {args.batch / seconds:,.0f} | {one.flops / args.batch / 1e9:.1f} "
@@ -78,8 +80,15 @@ def main() -> None:
     print(f"prediction; torch {torch.__version__}, Python {platform.python_version()}")
     print(f"{args.size} px, {args.dtype}, batch {args.batch}; GB a step by group\n")
     groups = [group for group in GROUPS if group != "communication"]
-    head = ["model, mode", *groups, "sum", "ms", "images/s by memory", "GFLOP an image",
-            "images/s by arithmetic"]
+    head = [
+        "model, mode",
+        *groups,
+        "sum",
+        "ms",
+        "images/s by memory",
+        "GFLOP an image",
+        "images/s by arithmetic",
+    ]
     print(f"| {' | '.join(head)} |\n|---|{'---:|' * (len(head) - 1)}")
     notes = []
     chosen = args.modes.split(",")

@@ -40,7 +40,7 @@ _KERNELS = [
 _OPERATORS = [
     ("communication", r"c10d|all_?reduce|all_?gather"),
     ("batch norm", r"resnet_dist|batch_?norm"),
-    ("convolution", r"convolution"),
+    ("convolution", r"convolution|::conv\dd"),
     ("matrix product", r"aten::(mm|addmm|bmm|linear|matmul)"),
     ("optimizer", r"_fused_(sgd|adam)|_foreach"),
     ("memcpy", r"aten::copy_"),

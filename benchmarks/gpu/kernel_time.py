@@ -6,10 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from gpu.groups import GROUPS, group_of_kernel, group_of_operator
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
-
-from gpu.groups import GROUPS, group_of_kernel, group_of_operator
 
 NOT_KERNELS = ("ProfilerStep", "Optimizer.", "## ", "Torch-Compiled", "DistributedDataParallel")
 """Ranges that the profiler draws on the device's time line."""
@@ -61,8 +60,8 @@ def summarise(events: Sequence[Event], steps: int, *, longest: int = 12) -> Summ
 
 
 def record(step: Callable[[], object], steps: int, device: torch.device) -> list[Event]:
-    """Events of some steps. On a CPU, where there are no kernels, the operators that call no
-    others: that only shows that the plumbing works."""
+    """Events of some steps. On a CPU, where there are no kernels, the outermost operators: that
+    only shows that the plumbing works."""
     is_gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * is_gpu
     if is_gpu:
@@ -79,7 +78,8 @@ def record(step: Callable[[], object], steps: int, device: torch.device) -> list
             is_kernel &= not getattr(event, "is_user_annotation", False)
             is_kernel &= not event.name.startswith(NOT_KERNELS)
         else:
-            is_kernel = not event.cpu_children and "::" in event.name
+            parent = event.cpu_parent.name if event.cpu_parent is not None else ""
+            is_kernel = event.name.startswith("aten::") and not parent.startswith("aten::")
         if is_kernel:
             span = event.time_range
             group = (group_of_kernel if is_gpu else group_of_operator)(event.name)

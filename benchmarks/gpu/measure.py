@@ -9,18 +9,18 @@ from itertools import cycle, repeat
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn.functional import interpolate, pad
-
 from gpu.kernel_time import record, summarise
 from gpu.ours import Ours, build_ours, restart
 from gpu.rivals import RIVALS, Case
+from torch import Tensor
+from torch.nn.functional import interpolate, pad
+
 from resnet_dist.data.jobs import Batch
 from resnet_dist.modes import EAGER, Mode
 
 CHECK_STEPS = 50
-CHECK_BATCHES = 4
-CHECK_LR = 0.05
+CHECK_BATCHES = 10
+CHECK_LR = 0.02
 REFERENCE_SEEDS = (0, 1, 2)
 PROFILED_STEPS = 3
 
@@ -58,7 +58,7 @@ def build_mode(case: Case, mode: Mode, device: torch.device, *, seed: int = 0) -
     """Ours in a mode."""
     ours = build_ours(overrides_of(case, mode, device, seed=seed))
     start = {name: value.clone() for name, value in ours.state.model.state_dict().items()}
-    fixed: Iterator[Batch] = repeat(ours.fixed_batch())
+    fixed: Iterator[Batch] = repeat(ours.fixed_batches()[0])
     every = ours.config.log.every_steps
     calls = 0
 
@@ -119,7 +119,7 @@ def take_turns(
 
 
 def check_syncs(variant: Variant, device: torch.device) -> str:
-    """"none", or the first thing in a step that makes the host wait for the device."""
+    """ "none", or the first thing in a step that makes the host wait for the device."""
     if device.type != "cuda":
         return "no GPU"
     finish(device)
@@ -152,7 +152,7 @@ def learn(variant: Variant) -> float:
     assert ours is not None
     assert variant.start is not None
     restart(ours, variant.start)
-    batches: Iterator[Batch] = cycle(_learnable(ours.fixed_batch()))
+    batches: Iterator[Batch] = cycle(_learnable(ours.fixed_batches()[0]))
     for number in range(CHECK_STEPS - CHECK_BATCHES):
         ours.step(batches, number)
     ours.read()
@@ -171,7 +171,7 @@ def _learnable(batch: Batch, num_classes: int = 100) -> list[Batch]:
         labels = torch.randint(num_classes, (n,), generator=generator)
         noise = torch.randn(n, 3, size // 4, size // 4, generator=generator)
         images = interpolate(patterns[labels], size=(size, size))
-        images = images + interpolate(noise, size=(size, size))
+        images = images + 2 * interpolate(noise, size=(size, size))
         images = pad(images, (0, 0, 0, 0, 0, channels - 3)).to(batch.images)
         images = images.contiguous(memory_format=torch.channels_last)
         batches.append(replace(batch, images=images, labels=labels.to(batch.labels)))
@@ -192,15 +192,20 @@ def reference_losses(case: Case, device: torch.device) -> list[float]:
 
 def ceilings(device: torch.device) -> dict[str, float]:
     """Bytes/s of a copy (read and written) and FLOP/s of a bfloat16 product of random matrices."""
-    is_gpu = device.type == "cuda"
-    source = torch.empty(2**32 if is_gpu else 2**24, dtype=torch.uint8, device=device).random_()
+    return {"copy_bytes_s": _copy_rate(device), "matmul_flops": _product_rate(device)}
+
+
+def _copy_rate(device: torch.device) -> float:
+    size = 2**32 if device.type == "cuda" else 2**24
+    source = torch.empty(size, dtype=torch.uint8, device=device).random_()
     target = torch.empty_like(source)
-    seconds = _best(lambda: target.copy_(source), device)
-    copy = 2 * source.numel() / seconds
-    del source, target
-    n = 8192 if is_gpu else 256
+    return 2 * size / _best(lambda: target.copy_(source), device)
+
+
+def _product_rate(device: torch.device) -> float:
+    n = 8192 if device.type == "cuda" else 256
     a, b = (torch.randn(n, n, device=device).to(torch.bfloat16) for _ in range(2))
-    return {"copy_bytes_s": copy, "matmul_flops": 2 * n**3 / _best(lambda: a @ b, device)}
+    return 2 * n**3 / _best(lambda: a @ b, device)
 
 
 def _best(function: Callable[[], object], device: torch.device) -> float:

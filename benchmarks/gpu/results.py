@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,14 +37,20 @@ class Results:
         return records
 
     def begun(self) -> set[tuple[str, str]]:
-        """(case, variant) of all that were begun: none is begun twice."""
-        return {_key(r) for r in self.read() if r["kind"] == "begin"}
+        """(case, variant) of all that were begun, and not cut off by the end of the budget: none of
+        them is begun twice."""
+        counts = self._counts("begin")
+        counts.subtract(self._counts("cut"))
+        return {key for key, number in counts.items() if number > 0}
 
     def unfinished(self) -> list[tuple[str, str]]:
-        """Begun, and neither ended nor failed."""
-        records = self.read()
-        done = {_key(r) for r in records if r["kind"] in ("end", "error")}
-        return [_key(r) for r in records if r["kind"] == "begin" and _key(r) not in done]
+        """Begun, and not ended in any way."""
+        counts = self._counts("begin")
+        counts.subtract(self._counts("end", "cut", "crash"))
+        return [key for key, number in counts.items() if number > 0]
+
+    def _counts(self, *kinds: str) -> Counter[tuple[str, str]]:
+        return Counter(_key(r) for r in self.read() if r["kind"] in kinds)
 
 
 def _key(record: Record) -> tuple[str, str]:
@@ -59,7 +66,10 @@ def relative(record: Record) -> float:
 def tables(records: Sequence[Record]) -> str:
     """Everything that is known, as Markdown."""
     lines: list[str] = [
-        f"{key}: {value}" for r in records if r["kind"] == "machine" for key, value in r["is"].items()
+        f"{key}: {value}"
+        for r in records
+        if r["kind"] == "machine"
+        for key, value in r["is"].items()
     ]
     for r in records:
         if r["kind"] == "ceilings":

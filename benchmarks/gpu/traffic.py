@@ -16,13 +16,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
+from gpu.groups import GROUPS, group_of_operator
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
-
-from gpu.groups import GROUPS, group_of_operator
 
 _NOTHING_MOVED = {
     "aten::empty",
@@ -42,7 +40,11 @@ def _second_reads(name: str, args: tuple[Any, ...]) -> int:
     the gradient for two sums and again for the result. A convolution's backward pass reads the
     gradient for that of the input and again for that of the weights.
     """
-    if name in ("aten::native_batch_norm", "aten::cudnn_batch_norm", "aten::_native_batch_norm_legit"):
+    if name in (
+        "aten::native_batch_norm",
+        "aten::cudnn_batch_norm",
+        "aten::_native_batch_norm_legit",
+    ):
         return int(args[0].nbytes) if args[5] else 0
     if name in ("aten::native_batch_norm_backward", "aten::cudnn_batch_norm_backward"):
         return int(args[0].nbytes + args[1].nbytes)
@@ -103,7 +105,9 @@ def _moved(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
     reads: dict[Any, int] = {}
     writes: dict[Any, int] = {}
     for argument in func._schema.arguments:
-        tensors = [leaf for leaf in tree_leaves(given.get(argument.name)) if isinstance(leaf, Tensor)]
+        tensors = [
+            leaf for leaf in tree_leaves(given.get(argument.name)) if isinstance(leaf, Tensor)
+        ]
         written = argument.alias_info is not None and argument.alias_info.is_write
         for tensor in tensors:
             if argument.name not in only_written:

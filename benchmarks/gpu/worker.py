@@ -6,6 +6,7 @@ import argparse
 import gc
 import platform
 import statistics
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -14,7 +15,6 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
-
 from gpu.measure import (
     Variant,
     build_mode,
@@ -29,6 +29,7 @@ from gpu.measure import (
 )
 from gpu.results import Results, relative
 from gpu.rivals import RIVALS, Case
+
 from resnet_dist.modes import EAGER, MODES, Mode, modes_for
 
 POISONED = 86
@@ -127,9 +128,7 @@ class Worker:
             self._record("ceilings", job, lambda: ceilings(self.device))
         elif job.variant == REFERENCE:
             small = replace(case, batch=min(case.batch, REFERENCE_BATCH))
-            self._record(
-                "reference", job, lambda: {"losses": reference_losses(small, self.device)}
-            )
+            self._record("reference", job, lambda: {"losses": reference_losses(small, self.device)})
         elif job.variant == JPEGS:
             from gpu.jpegs import measure_jpegs
 
@@ -153,7 +152,9 @@ class Worker:
         self._warm_up(variant)
         # A graph's memory is taken when it is captured.
         peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
-        steps = max(2, round(args.steps * 256 / case.batch)) if device.type == "cuda" else args.steps
+        steps = (
+            max(2, round(args.steps * 256 / case.batch)) if device.type == "cuda" else args.steps
+        )
         rates = take_turns(partner, variant, case, device, rounds=args.rounds, steps=steps)
         rates["peak_bytes"] = max(peak, rates["peak_bytes"]) - base
         rates["bound"] = bound_of(case)
@@ -186,7 +187,8 @@ class Worker:
 
     def clean(self) -> None:
         """Let go of what is no longer used. Raises where the device is broken."""
-        torch._dynamo.reset() if "torch._dynamo" in __import__("sys").modules else None
+        if "torch._dynamo" in sys.modules:
+            torch._dynamo.reset()  # type: ignore[no-untyped-call]
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.synchronize()
