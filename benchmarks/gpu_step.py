@@ -15,6 +15,7 @@ it goes on with what is missing. In miniature, on a CPU:
 from __future__ import annotations
 
 import argparse
+import signal
 import subprocess
 import sys
 import tempfile
@@ -47,7 +48,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20, help="of a round, at batch 256")
     parser.add_argument("--budget-s", type=float, default=540.0)
-    parser.add_argument("--variant-s", type=float, default=150.0, help="limit of one variant")
+    parser.add_argument("--variant-s", type=float, default=180.0, help="limit of one variant")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--jpegs", type=Path, help="class folders of JPEGs: times the loader too")
     parser.add_argument("--out", type=Path, help="JSON lines, appended to")
@@ -105,6 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return work(args)
     path = args.out or Path(tempfile.mkdtemp()) / "gpu_step.jsonl"
     results = Results(path)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # also then the tables are printed
     try:
         watch(results, argv, args)
     finally:

@@ -96,7 +96,13 @@ def finish(device: torch.device) -> None:
 
 
 def take_turns(
-    first: Variant, second: Variant, case: Case, device: torch.device, *, rounds: int, steps: int
+    first: Variant | None,
+    second: Variant,
+    case: Case,
+    device: torch.device,
+    *,
+    rounds: int,
+    steps: int,
 ) -> dict[str, Any]:
     """Images/s of both in alternating rounds, and the peak memory of `second`, GiB. `second` must
     have been warmed up."""
@@ -105,6 +111,8 @@ def take_turns(
     for number in range(rounds):
         pairs = [("eager", first), ("images_per_second", second)]
         for name, variant in pairs if number % 2 == 0 else pairs[::-1]:
+            if variant is None:
+                continue
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
             finish(device)

@@ -91,7 +91,7 @@ def _rates(case: str, mine: Sequence[Record], records: Sequence[Record]) -> list
     lines = [
         f"\n{case}\n",
         "| variant | images/s, median | lowest | highest | rounds | x eager | x torchvision "
-        "| of roofline | peak GiB | host waits for | loss after 50 steps |",
+        "| of the eager bound | peak GiB | host waits for | loss after 50 steps |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|---|---|",
     ]
     for variant in dict.fromkeys(r["variant"] for r in mine):

@@ -139,8 +139,27 @@ class Worker:
             self._rate(job)
 
     def _rate(self, job: Job) -> None:
+        """Take turns with the eager step; alone where there is no memory for both."""
+        try:
+            self._rate_against(job, self.partner(job.case))
+        except torch.OutOfMemoryError:
+            eager = [
+                r["images_per_second"]
+                for r in self.results.read()
+                if (r["kind"], r["case"], r["variant"]) == ("rate", job.case.name, EAGER.name)
+            ]
+            if not eager:
+                raise
+        else:
+            return
+        self._partner = None
+        self.clean()
+        self._rate_against(job, None, eager=statistics.median(eager[0]))
+
+    def _rate_against(self, job: Job, partner: Variant | None, *, eager: float = 0.0) -> None:
         case, device, args = job.case, self.device, self.args
-        partner = self.partner(case)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # what the partner has cached
         base = torch.cuda.memory_allocated() if device.type == "cuda" else 0
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
@@ -156,6 +175,8 @@ class Worker:
             max(2, round(args.steps * 256 / case.batch)) if device.type == "cuda" else args.steps
         )
         rates = take_turns(partner, variant, case, device, rounds=args.rounds, steps=steps)
+        if partner is None:
+            rates["eager"] = [eager] * args.rounds
         rates["peak_bytes"] = max(peak, rates["peak_bytes"]) - base
         rates["bound"] = bound_of(case)
         self.results.add("rate", case.name, job.variant, **rates)
@@ -202,7 +223,11 @@ class Worker:
 def bound_of(case: Case) -> dict[str, float] | None:
     """What an eager step moves and computes for an image, from `benchmarks/step_traffic.py`: at 224
     px with 16-bit types; both go with the area."""
-    known = {"resnet50": (0.484e9, 24.3e9)}
+    known = {
+        "resnet50": (0.484e9, 24.3e9),
+        "resnet101": (0.723e9, 46.6e9),
+        "resnet152": (1.017e9, 68.8e9),
+    }
     if case.model not in known or case.dtype == "float32" or case.width != 64:
         return None
     moved, flops = known[case.model]
