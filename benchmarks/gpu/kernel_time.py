@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 from gpu.groups import GROUPS, group_of_kernel, group_of_operator
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 NOT_KERNELS = ("ProfilerStep", "Optimizer.", "## ", "Torch-Compiled", "DistributedDataParallel")
@@ -74,7 +73,7 @@ def record(step: Callable[[], object], steps: int, device: torch.device) -> list
     events = []
     for event in profiler.events() or []:
         if is_gpu:
-            is_kernel = event.device_type == DeviceType.CUDA
+            is_kernel = event.device_type.name == "CUDA"
             is_kernel &= not getattr(event, "is_user_annotation", False)
             is_kernel &= not event.name.startswith(NOT_KERNELS)
         else:

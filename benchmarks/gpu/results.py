@@ -60,7 +60,7 @@ def _key(record: Record) -> tuple[str, str]:
 def relative(record: Record) -> float:
     """How many times as fast as our eager step: the median over pairs of rounds."""
     pairs = zip(record["images_per_second"], record["eager"], strict=True)
-    return statistics.median(one / two for one, two in pairs)
+    return float(statistics.median(one / two for one, two in pairs))
 
 
 def tables(records: Sequence[Record]) -> str:

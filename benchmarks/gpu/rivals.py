@@ -60,7 +60,7 @@ def torchvision_step(
             output = model(images)
             loss = criterion(output, labels)
         optimizer.zero_grad()
-        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
         top = output.detach().topk(5, dim=1).indices == labels[:, None]

@@ -70,11 +70,11 @@ class Count:
         return sum(self.bytes.values())
 
 
-class Counter(TorchDispatchMode):
+class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call,unused-ignore]
     """Counts what is executed below it."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call,unused-ignore]
         self.count = Count()
 
     def __torch_dispatch__(
@@ -124,7 +124,7 @@ _OVERWRITES = {"aten::copy_", "aten::zero_", "aten::fill_", "aten::_foreach_copy
 
 
 def _key(tensor: Tensor) -> tuple[int, int, int]:
-    return tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.numel()
+    return tensor.untyped_storage()._cdata, int(tensor.storage_offset()), tensor.numel()
 
 
 def _extent(tensor: Tensor) -> int:
@@ -137,7 +137,8 @@ def _extent(tensor: Tensor) -> int:
 
 def count(step: Callable[[], object]) -> Count:
     """What one call of `step` moves."""
-    with Counter() as counter:
+    counter = Counter()
+    with counter:
         step()
     return counter.count
 

@@ -209,7 +209,7 @@ class Worker:
     def clean(self) -> None:
         """Let go of what is no longer used. Raises where the device is broken."""
         if "torch._dynamo" in sys.modules:
-            torch._dynamo.reset()  # type: ignore[no-untyped-call]
+            torch._dynamo.reset()
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.synchronize()

@@ -17,6 +17,9 @@ from gpu.kernel_time import Event, record, summarise  # noqa: E402
 from gpu.results import Results, tables  # noqa: E402
 from gpu.traffic import count, extrapolate  # noqa: E402
 
+from resnet_dist import bench  # noqa: E402
+from resnet_dist.modes import MODES, modes_for  # noqa: E402
+
 KERNELS = {
     "sm90_xmma_fprop_implicit_gemm_bf16bf16_bf16f32_f32_nhwckrsc_nhwc_tilesize128x128x64": (
         "convolution"
@@ -132,3 +135,28 @@ def test_what_is_cut_off_is_done_later_and_what_crashed_is_not(tmp_path: Path) -
     with results.path.open("a") as file:
         file.write('{"kind": "begin", "ca')  # a kill in the middle of a line
     assert results.begun() == {("case", "a"), ("case", "c")}
+
+
+def test_modes_are_arguments_for_a_precision() -> None:
+    names = {p: [mode.name for mode in modes_for(p)] for p in ("float32", "bfloat16", "float16")}
+    assert all(of[0] == "eager" for of in names.values())
+    assert "padded" not in names["float32"]  # data.image_dtype is a half precision there
+    assert "static_scale" in names["float16"]
+    assert "static_scale" not in names["bfloat16"]
+    padded = next(mode for mode in modes_for("float16") if mode.name == "padded")
+    assert padded.overrides("float16") == ["data.pad_channels=true", "data.image_dtype=float16"]
+
+
+def test_bench_compares_modes_and_names_the_fastest(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    some = [mode for mode in MODES if mode.name in ("eager", "padded", "graph")]
+    monkeypatch.setattr("resnet_dist.modes.MODES", some)
+    monkeypatch.setattr("resnet_dist.bench_step.SECONDS", 0.02)
+    settings = f"train.num_threads={torch.get_num_threads()} train.precision=bfloat16 "
+    settings += "dist.device=cpu model.width=16 data.train_size=32 train.global_batch_size=4"
+    assert bench.main(["--modes", *settings.split()]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:4]] == ["eager", "graph", "padded"]
+    assert "not possible" in lines[2]
+    assert lines[-1].startswith(("fastest: eager; nothing", "fastest: padded; data.pad_channels"))
