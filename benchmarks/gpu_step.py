@@ -44,7 +44,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     }
     for name, default in lists.items():
         parser.add_argument(f"--{name}", default=default, help=f"with commas; default {default!r}")
-    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--width", type=int, default=64, help="of ours; others have 64")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20, help="of a round, at batch 256")
     parser.add_argument("--budget-s", type=float, default=540.0)
