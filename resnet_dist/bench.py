@@ -3,6 +3,8 @@
 Measures the loader alone, the training step alone (on a fixed batch in memory), and both together,
 in turn for several rounds, and says in words which of them is the bottleneck. Runs under torchrun
 too; then it gives the sum over the ranks as rank 0 sees it.
+
+With --modes: which performance settings make the step fastest here (`resnet_dist/modes.py`)?
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from itertools import islice
 import torch
 
 from resnet_dist import dist
+from resnet_dist.bench_step import compare_modes
 from resnet_dist.config import Config
 from resnet_dist.config_load import load_config, parse_arguments
 from resnet_dist.data.jobs import Batch
@@ -33,16 +36,23 @@ SECONDS = 6.0
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print a table. Returns the exit code."""
-    arguments = parse_arguments(argv, prog="resnet_dist.bench", description=__doc__ or "")
+    given = list(sys.argv[1:] if argv is None else argv)
+    compares = "--modes" in given
+    given = [argument for argument in given if argument != "--modes"]
+    arguments = parse_arguments(given, prog="resnet_dist.bench", description=__doc__ or "")
     try:
         config = load_config(arguments.files, arguments.overrides).config
         world = dist.start(config.dist)
-        rates = measure(config, world)
+        table = (
+            compare_modes(arguments, config, world)
+            if compares
+            else report(config, world, measure(config, world))
+        )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if world.is_main:
-        print(report(config, world, rates))
+        print(table)
     dist.stop(world)
     return 0
 

@@ -132,10 +132,11 @@ def build_parts(
 
 def check_device(train: TrainConfig, device: torch.device) -> None:
     """Raises UserError if the device cannot train as it is asked to."""
-    if train.cuda_graph and device.type != "cuda":
+    if train.speed_on(device.type).cuda_graph and device.type != "cuda":
         raise UserError(
             "train.cuda_graph (True): needs a GPU, and this run is on CPUs; set "
-            "train.cuda_graph=false (a run may be resumed with the other value)"
+            "train.cuda_graph=false, or another train.performance if that is graphed (a run may be "
+            "resumed with another value of both)"
         )
 
 
@@ -144,7 +145,8 @@ def sync_build_step(config: Config, state: TrainState, plan: BatchPlan, *, world
     ranks must call it."""
     train = config.train
     check_device(train, world.device)
-    graphs = CudaGraphs(world.device) if train.cuda_graph else None
+    speed = train.speed_on(world.device.type)
+    graphs = CudaGraphs(world.device) if speed.cuda_graph else None
     low, high = plan.micro_slice(world.rank, 0)
     with graphs.side_stream() if graphs else nullcontext():
         network = wrap_model(state.model, train=train, dist=config.dist, world=world)
@@ -153,7 +155,7 @@ def sync_build_step(config: Config, state: TrainState, plan: BatchPlan, *, world
             train=train,
             size=config.data.train_size,
             device=world.device,
-            batch_size=max(high - low, 1) if train.compile else 2,
+            batch_size=max(high - low, 1) if speed.compile else 2,
         )
     eager = EagerStep(
         network=network,

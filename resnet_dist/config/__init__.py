@@ -228,8 +228,6 @@ class TrainConfig(SpeedFields):
     """Autocast type of the forward pass; float16 adds loss scaling. Weights stay float32."""
     channels_last: bool = True
     """NHWC memory format."""
-    compile: bool = free(False)
-    """torch.compile the model (equal up to rounding; pays little on CPU)."""
     sync_batch_norm: bool = True
     """Batch statistics over all ranks: the world size does not change the loss curve."""
     label_smoothing: float = 0.0
@@ -319,12 +317,7 @@ class TrainConfig(SpeedFields):
             "must lie in (0, 1)",
             "null turns the average off",
         )
-        self.check_speed(
-            rules,
-            compiles=self.compile,
-            channels_last=self.channels_last,
-            precision=self.precision,
-        )
+        self.check_speed(rules, channels_last=self.channels_last, precision=self.precision)
         rules.enforce()
 
 

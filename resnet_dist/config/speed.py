@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from resnet_dist.config.rules import Rules, free
@@ -13,20 +13,52 @@ _WITH_OWN_GRAPHS = ("reduce-overhead", "max-autotune")
 
 
 @dataclass(frozen=True, kw_only=True)
+class Speed:
+    """How a step is executed, decided. None of it changes the mathematics but for rounding."""
+
+    fused_norm: bool = False
+    space_to_depth: bool = False
+    cuda_graph: bool = False
+    compile: bool = False
+
+
+PRESETS = {
+    "plain": Speed(),
+    "fused": Speed(fused_norm=True),
+    "graphed": Speed(fused_norm=True, cuda_graph=True),
+    "compiled": Speed(compile=True),
+}
+"""What the names of `train.performance` stand for."""
+
+FASTEST = {"cpu": "plain", "cuda": "plain"}
+"""What `auto` stands for on each kind of device: the fastest that was measured there. On GPUs none
+of the others was measured yet."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SpeedFields:
     """What is captured, how the compiler works, how float16 losses are scaled."""
 
-    fused_norm: bool = free(False)
+    performance: Literal["auto", "plain", "fused", "graphed", "compiled"] = free("auto")
+    """A preset for the four settings that follow, which go before it where they are given. plain:
+    PyTorch's operators one by one; fused: train.fused_norm; graphed: that and train.cuda_graph;
+    compiled: train.compile; auto: the fastest that was measured on this kind of device, which is
+    plain until a GPU has been measured. `python -m resnet_dist.bench --modes` measures yours."""
+    fused_norm: bool | None = free(None)
     """Batch norm, addition and ReLU in one pass over memory, by kernels written for GPUs (equal up
-    to rounding). Slower on a CPU."""
-    space_to_depth: bool = free(False)
-    """Convolve 2 x 2 blocks of pixels in a first layer that strides (equal up to rounding)."""
-    cuda_graph: bool = free(False)
+    to rounding). Slower on a CPU. null: as train.performance says."""
+    space_to_depth: bool | None = free(None)
+    """Convolve 2 x 2 blocks of pixels in a first layer that strides (equal up to rounding). null:
+    as train.performance says."""
+    cuda_graph: bool | None = free(None)
     """Capture the whole step (forward, loss, backward, clip, update, meters) as a CUDA graph, one a
     shape of batch, and replay it: the host launches one thing a step. Needs a GPU. Equal up to the
     rounding of the learning rate to float32. Takes memory for a copy of the batch, and keeps what a
     step needs from evaluation. With schedule.cycle_momentum clipping and update are not captured.
-    Off: not measured on a GPU yet."""
+    null: as train.performance says."""
+    compile: bool | None = free(None)
+    """torch.compile the model (equal up to rounding; pays little on CPU). null: as
+    train.performance says."""
     compile_mode: Literal[
         "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"
     ] = free("default")
@@ -37,21 +69,31 @@ class SpeedFields:
     halved after each step that overflows and doubled after 2000 that did not. Not free to change:
     it decides which gradients are flushed to zero, and which steps are skipped."""
 
-    def check_speed(
-        self, rules: Rules, *, compiles: bool, channels_last: bool, precision: str
-    ) -> None:
+    def speed_on(self, device_type: str) -> Speed:
+        """How a step is executed on "cuda" or "cpu"."""
+        name = FASTEST[device_type] if self.performance == "auto" else self.performance
+        given = {field.name: getattr(self, field.name) for field in fields(Speed)}
+        chosen = {key: value for key, value in given.items() if value is not None}
+        return replace(PRESETS[name], **chosen)
+
+    def check_speed(self, rules: Rules, *, channels_last: bool, precision: str) -> None:
         """Add the rules of these fields."""
+        # A preset that is named is the same everywhere; auto must do on both.
+        fused, compiles, graphs = (
+            any(getattr(self.speed_on(device_type), name) for device_type in FASTEST)
+            for name in ("fused_norm", "compile", "cuda_graph")
+        )
         rules.require(
-            not self.fused_norm or channels_last,
+            not fused or channels_last,
             "train.fused_norm",
-            self.fused_norm,
+            fused,
             "needs train.channels_last=true",
             "the kernels read channels-last memory",
         )
         rules.require(
-            not self.fused_norm or not compiles,
+            not fused or not compiles,
             "train.fused_norm",
-            self.fused_norm,
+            fused,
             "excludes train.compile",
             "the compiler fuses batch norm in its own way: choose one",
         )
@@ -63,7 +105,7 @@ class SpeedFields:
             "leave it out, or set that",
         )
         rules.require(
-            not self.cuda_graph or self.compile_mode not in _WITH_OWN_GRAPHS,
+            not graphs or self.compile_mode not in _WITH_OWN_GRAPHS,
             "train.compile_mode",
             self.compile_mode,
             "makes CUDA graphs of its own, which train.cuda_graph excludes",

@@ -46,21 +46,22 @@ def wrap_model(
     rank all must call it: DDP broadcasts rank 0's parameters. Raises UserError if the model has no
     fused form but `train.fused_norm` asks for it.
     """
+    speed = train.speed_on(world.device.type)
     is_synchronised = train.sync_batch_norm and world.size > 1
-    if is_synchronised and not train.fused_norm:
+    if is_synchronised and not speed.fused_norm:
         model = convert_sync_batch_norm(model)
     model.to(world.device)
     if train.channels_last:
         model.to(memory_format=torch.channels_last)
     for module in model.modules():
         if isinstance(module, FirstConvolution):
-            module.space_to_depth = train.space_to_depth
-    if train.compile:
+            module.space_to_depth = speed.space_to_depth
+    if speed.compile:
         for module in model.modules():
             if isinstance(module, SyncBatchNorm2d):
                 module.hide_from_compiler()
         model.compile(mode=train.compile_mode)
-    if train.fused_norm:
+    if speed.fused_norm:
         model = FusedNetwork(model, group.WORLD if is_synchronised else None)
     if world.size == 1:
         return model
@@ -88,9 +89,10 @@ def first_synchronised(
     `train.compile` it is the parameter, although batch norm may communicate before. None with
     `train.cuda_graph`: a step that is replayed calls no hook.
     """
-    if train.cuda_graph:
+    speed = train.speed_on(next(network.parameters()).device.type)
+    if speed.cuda_graph:
         return None
-    if not train.compile:
+    if not speed.compile:
         for module in network.modules():
             if isinstance(module, FusedNetwork) and module.is_synchronised:
                 return module.before_first_norm

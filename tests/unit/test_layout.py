@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "resnet_dist"
 
 LEVELS = [
-    {"durable", "errors", "failpoints", "kernels", "parent", "rng"},
+    {"durable", "errors", "failpoints", "kernels", "modes", "parent", "rng"},
     {"config", "plan"},
     {"config_load", "dist"},
     {"data", "models", "optim", "metrics", "checkpoint", "faults"},
@@ -22,6 +22,7 @@ LEVELS = [
     {"loop", "divergence"},
     {"parts", "summary"},
     {"train"},
+    {"bench_step"},
     {"bench", "inspect", "prepare", "selftest"},
 ]
 """A module may import from levels above it in this list, and from its own package."""

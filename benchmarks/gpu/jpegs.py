@@ -1,0 +1,140 @@
+"""From JPEGs through DALI, in our order: the loader alone, then step and loader together."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import torch
+from gpu.measure import finish, overrides_of
+from gpu.ours import Ours, build_ours
+from gpu.results import Results
+from gpu.rivals import Case
+
+from resnet_dist.data.jobs import Batch
+from resnet_dist.errors import UserError
+from resnet_dist.modes import Mode
+from resnet_dist.parts import train_loader
+
+WARM_UP_STEPS = 4
+LOADER_STEPS = 12
+STEPS = 20
+ROUNDS = 3
+GRID: dict[str, list[Any]] = {
+    "data.num_workers": [8, 16, 12],
+    "data.hw_decoder_load": [0.65, 0.9, 1.0, 0.4],
+    "data.prefetch_batches": [2, 4],
+}
+"""One setting is tried after the other, with the best of those before; the first is the start."""
+
+
+@contextmanager
+def repeated(images: Path, *, at_least: int) -> Iterator[Path]:
+    """A root whose train/ and val/ list the class folders of `images` as often as it takes."""
+    classes = sorted(path for path in images.resolve().iterdir() if path.is_dir())
+    count = sum(len(list(path.iterdir())) for path in classes)
+    if not count:
+        raise UserError(f"--jpegs ({images}): holds no class folders with images")
+    with tempfile.TemporaryDirectory() as folder:
+        for split, turns in (("train", -(-at_least // count)), ("val", 1)):
+            (Path(folder) / split).mkdir()
+            for path in classes:
+                target = Path(folder) / split / path.name
+                target.mkdir()
+                for turn in range(turns):
+                    for file in path.iterdir():
+                        (target / f"{turn:04d}_{file.name}").symlink_to(file)
+        yield Path(folder)
+
+
+def measure_jpegs(
+    images: Path, case: Case, mode: Mode, device: torch.device, results: Results
+) -> None:
+    """The decoder's limit for some settings, then the step with the best of them."""
+    steps = WARM_UP_STEPS + max(LOADER_STEPS, ROUNDS * STEPS)
+    with repeated(images, at_least=case.batch * (steps + 16)) as root:
+        common = [
+            *overrides_of(case, mode, device),
+            "data.loader=dali",
+            f"data.root={root}",
+            f"data.cache_dir={root / 'cache'}",
+            "model.num_classes=1000",
+        ]
+        best: dict[str, Any] = {key: values[0] for key, values in GRID.items()}
+        limit = _try(common, best, case, results)
+        for key, values in GRID.items():
+            if key == "data.hw_decoder_load" and device.type != "cuda":
+                continue
+            for value in values[1:]:
+                rate = _try(common, {**best, key: value}, case, results)
+                if rate > limit:
+                    best, limit = {**best, key: value}, rate
+        lines = [f"{key}={value}" for key, value in best.items()]
+        results.add("advice", case.name, "jpegs", lines=[*lines, *mode.overrides(case.dtype)])
+        _together(build_ours([*common, *lines]), case, mode, results)
+
+
+def _try(common: list[str], settings: dict[str, Any], case: Case, results: Results) -> float:
+    """Images/s of the loader alone; 0 if it fails."""
+    text = " ".join(f"{key}={value}" for key, value in settings.items())
+    try:
+        ours = build_ours([*common, *text.split()])
+        rate = _loader_rate(ours, case)
+    except (UserError, RuntimeError) as error:
+        message = " ".join(str(error).split())[:200]
+        results.add("error", case.name, f"loader {text}", message=message)
+        return 0.0
+    results.add(
+        "jpegs", case.name, "loader", what="loader alone", images_per_second=rate, settings=text
+    )
+    return rate
+
+
+def _loader_rate(ours: Ours, case: Case) -> float:
+    loader = train_loader(ours.config, ours.inputs, ours.plan, ours.world)
+    with closing(loader.batches(0, WARM_UP_STEPS + LOADER_STEPS)) as batches:
+        for _ in range(WARM_UP_STEPS):
+            next(batches)
+        finish(ours.world.device)
+        start = time.perf_counter()
+        for _ in range(LOADER_STEPS):
+            next(batches)
+        finish(ours.world.device)
+        return LOADER_STEPS * case.batch / (time.perf_counter() - start)
+
+
+def _together(ours: Ours, case: Case, mode: Mode, results: Results) -> None:
+    """The step on batches as they come, and on one that stays, in turn."""
+    fixed: Iterator[Batch] = repeat(ours.fixed_batches()[0])
+    loader = train_loader(ours.config, ours.inputs, ours.plan, ours.world)
+    rates: dict[str, list[float]] = {"step on a fixed batch": [], "loader and step": []}
+    with closing(loader.batches(0, WARM_UP_STEPS + ROUNDS * STEPS)) as loaded:
+        for batches in (fixed, loaded):
+            _steps(ours, batches, WARM_UP_STEPS)
+        for _ in range(ROUNDS):
+            for name, batches in zip(rates, (fixed, loaded), strict=True):
+                rates[name].append(STEPS * case.batch / _steps(ours, batches, STEPS))
+    for name, values in rates.items():
+        results.add(
+            "jpegs",
+            case.name,
+            name,
+            what=name,
+            images_per_second=statistics.median(values),
+            settings=f"mode {mode.name}; {min(values):,.1f} to {max(values):,.1f}",
+        )
+
+
+def _steps(ours: Ours, batches: Iterator[Batch], count: int) -> float:
+    finish(ours.world.device)
+    start = time.perf_counter()
+    for _ in range(count):
+        ours.step(batches, 0)
+    finish(ours.world.device)
+    return time.perf_counter() - start
