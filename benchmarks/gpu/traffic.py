@@ -102,6 +102,12 @@ def _moved(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
     given = dict(zip(names, args, strict=False)) | kwargs
     # `out=` and the target of a copy or a fill are written, not read.
     only_written = {"out"} | ({"self"} if func._schema.name in _OVERWRITES else set())
+    if func._schema.name == "aten::convolution_backward":
+        # The input's gradient needs no input, the weights' no weights.
+        wanted = given["output_mask"]
+        only_written |= {
+            name for name, is_read in zip(_READ_FOR, wanted, strict=False) if not is_read
+        }
     reads: dict[Any, int] = {}
     writes: dict[Any, int] = {}
     for argument in func._schema.arguments:
@@ -119,6 +125,9 @@ def _moved(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
             writes[_key(leaf)] = _extent(leaf)
     return sum(reads.values()) + sum(writes.values())
 
+
+_READ_FOR = ("weight", "input")
+"""What a convolution's gradients of input and weights are computed from, besides the result's."""
 
 _OVERWRITES = {"aten::copy_", "aten::zero_", "aten::fill_", "aten::_foreach_copy_"}
 
