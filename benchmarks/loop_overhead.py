@@ -41,12 +41,12 @@ WARM_UP = 20
 """Steps that are not counted."""
 
 
-def bare_step(state: TrainState, parts: Parts, batch: Batch) -> None:
+def bare_step(state: TrainState, parts: Parts, batch: Batch, smoothing: float) -> None:
     """The body of the bare loop."""
     for group in state.optimizer.param_groups:
         group["lr"] = parts.lr_of(batch.step)
     logits = state.model(batch.images)
-    loss = cross_entropy(logits, batch.labels, label_smoothing=parts.settings.loss.label_smoothing)
+    loss = cross_entropy(logits, batch.labels, label_smoothing=smoothing)
     loss.backward()  # type: ignore[no-untyped-call]
     state.optimizer.step()
     state.optimizer.zero_grad()
@@ -55,12 +55,15 @@ def bare_step(state: TrainState, parts: Parts, batch: Batch) -> None:
 class AlternatingLoader:
     """Gives each batch to `fit` and to the bare step, and takes the time of both."""
 
-    def __init__(self, loader: TrainLoader, bare: TrainState, parts: Parts) -> None:
+    def __init__(
+        self, loader: TrainLoader, bare: TrainState, parts: Parts, *, smoothing: float
+    ) -> None:
         self.name = loader.name
         self.steps_per_epoch = loader.steps_per_epoch
         self._loader = loader
         self._bare = bare
         self._parts = parts
+        self._smoothing = smoothing
         self.seconds: dict[str, list[float]] = {"fit": [], "bare": []}
 
     def batches(self, start_step: int, stop_step: int) -> Generator[Batch, None, None]:
@@ -76,7 +79,7 @@ class AlternatingLoader:
 
     def _take_bare(self, batch: Batch) -> None:
         start = time.perf_counter()
-        bare_step(self._bare, self._parts, batch)
+        bare_step(self._bare, self._parts, batch, self._smoothing)
         self.seconds["bare"].append(time.perf_counter() - start)
 
 
@@ -97,7 +100,9 @@ def measure(config: Config, steps: int) -> dict[str, list[float]]:
     cadence = dataclasses.replace(
         parts.cadence, steps_per_epoch=10**9, num_steps=10**9, stop_step=stop_step
     )
-    loader = AlternatingLoader(parts.train_loader, bare, parts)
+    loader = AlternatingLoader(
+        parts.train_loader, bare, parts, smoothing=config.train.label_smoothing
+    )
     with (
         contextlib.redirect_stdout(io.StringIO()),
         watchdog,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -64,6 +65,12 @@ class EagerStep:
     on_logits: OnLogits
     guard: NonFiniteGuard
 
+    @cached_property
+    def _parameters(self) -> list[nn.Parameter]:
+        """Those of the network: walking its modules in every step takes a third of a
+        millisecond."""
+        return list(self.network.parameters())
+
     def __call__(self, batches: Iterator[Batch], *, step: int | torch.Tensor) -> torch.Tensor:
         """See `train_step`."""
         self.add_gradients(batches)
@@ -91,9 +98,9 @@ class EagerStep:
         """Clip, and update the parameters, of which then none has a gradient. Returns the norm."""
         failpoint("step.before_optimizer")
         self.scaler.unscale_(self.optimizer)
-        grad_norm = _total_norm(self.network)
+        grad_norm = _total_norm(self._parameters)
         is_skipped = self.guard.decide(grad_norm, step=step)
-        _clip(self.network, grad_norm, self.settings)
+        _clip(self._parameters, grad_norm, self.settings)
         _update(self.optimizer, self.scaler, is_skipped)
         failpoint("step.after_optimizer")
         if failpoint("step.parameters"):
@@ -138,16 +145,16 @@ def _gradient_sync(network: nn.Module, is_last: bool) -> AbstractContextManager[
     return network.no_sync()
 
 
-def _total_norm(network: nn.Module) -> torch.Tensor:
+def _total_norm(parameters: list[nn.Parameter]) -> torch.Tensor:
     """L2 norm of the whole gradient, scalar on the device."""
-    return nn.utils.get_total_norm([p.grad for p in network.parameters() if p.grad is not None])
+    return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
-def _clip(network: nn.Module, grad_norm: torch.Tensor, settings: StepSettings) -> None:
+def _clip(parameters: list[nn.Parameter], grad_norm: torch.Tensor, settings: StepSettings) -> None:
     if settings.clip_grad_norm:
-        nn.utils.clip_grads_with_norm_(network.parameters(), settings.clip_grad_norm, grad_norm)
+        nn.utils.clip_grads_with_norm_(parameters, settings.clip_grad_norm, grad_norm)
     if settings.clip_grad_value:
-        nn.utils.clip_grad_value_(network.parameters(), settings.clip_grad_value)
+        nn.utils.clip_grad_value_(parameters, settings.clip_grad_value)
 
 
 def _update(
