@@ -14,6 +14,7 @@ from typing import Literal
 
 from resnet_dist.config.augment import AugmentFields
 from resnet_dist.config.dali import DaliFields
+from resnet_dist.config.memory import MemoryFields
 from resnet_dist.config.rules import Rules, free
 from resnet_dist.config.speed import SpeedFields
 
@@ -36,9 +37,9 @@ class RunConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig(AugmentFields, DaliFields):
-    """What is read, and how it becomes a batch. More fields are in `resnet_dist.config.augment` and
-    `resnet_dist.config.dali`."""
+class DataConfig(AugmentFields, DaliFields, MemoryFields):
+    """What is read, and how it becomes a batch. More fields are in `resnet_dist.config.augment`,
+    `resnet_dist.config.dali` and `resnet_dist.config.memory`."""
 
     root: str | None = free(None)
     """Folder with one folder a split, each with one folder a class or packed by
@@ -53,8 +54,9 @@ class DataConfig(AugmentFields, DaliFields):
     blocked_window: int = 16
     """Shards in use at a time (blocked only): of 1024 samples each, as thorough as a shuffle buffer
     of 16 times as many."""
-    loader: Literal["auto", "dali", "torch", "synthetic"] = free("auto")
-    """auto: dali on a GPU, torch on CPU (as fast there, and closer to Pillow: docs/benchmarks)."""
+    loader: Literal["auto", "dali", "torch", "memory", "synthetic"] = free("auto")
+    """auto: dali on a GPU, torch on CPU (as fast there, and closer to Pillow: docs/benchmarks).
+    memory: everything decoded once and held on the device, for images of one small size."""
     train_size: int = 224
     """Side of a training crop, pixels."""
     eval_size: int = 224
@@ -79,7 +81,8 @@ class DataConfig(AugmentFields, DaliFields):
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     """Standard deviation of R, G, B on a scale of 0 to 1."""
     num_workers: int | None = free(None)
-    """Loader processes (torch) or threads (dali) of each rank. None: cores / ranks of the node."""
+    """Loader processes (torch; memory, while it is filled) or threads (dali) of each rank. None:
+    cores / ranks of the node."""
     prefetch_batches: int = free(2)
     """Batches in flight for each rank (dali) or each worker (torch)."""
     cache_dir: str | None = free(None)
@@ -170,6 +173,12 @@ class DataConfig(AugmentFields, DaliFields):
         )
         self.check_augmentation(rules, train_size=self.train_size)
         self.check_dali(rules)
+        self.check_memory(
+            rules,
+            loader=self.loader,
+            crop=self.crop,
+            progressive_start_size=self.progressive_start_size,
+        )
         rules.enforce()
 
 

@@ -16,6 +16,7 @@ from resnet_dist.data import worker
 from resnet_dist.data.blocked import Blocks, blocks_of
 from resnet_dist.data.index import Index, check_splits, open_index
 from resnet_dist.data.jobs import Batch, Job
+from resnet_dist.data.memory_loader import MemoryEvalLoader, MemoryTrainLoader
 from resnet_dist.data.order import (
     digest_of_step,
     eval_job,
@@ -66,7 +67,7 @@ class TrainLoader(Protocol):
 
     @property
     def name(self) -> str:
-        """dali, torch or synthetic."""
+        """dali, torch, memory or synthetic."""
         ...
 
     @property
@@ -85,7 +86,7 @@ class EvalLoader(Protocol):
 
     @property
     def name(self) -> str:
-        """dali, torch or synthetic."""
+        """dali, torch, memory or synthetic."""
         ...
 
     @property
@@ -99,7 +100,9 @@ class EvalLoader(Protocol):
         ...
 
 
-def choose_loader(data: DataConfig, device: torch.device) -> Literal["dali", "torch", "synthetic"]:
+def choose_loader(
+    data: DataConfig, device: torch.device
+) -> Literal["dali", "torch", "memory", "synthetic"]:
     """The loader that `data.loader` stands for on a device: auto is dali on a GPU, torch on CPU.
 
     Raises UserError if that is dali and DALI is not installed.
@@ -116,8 +119,9 @@ def choose_loader(data: DataConfig, device: torch.device) -> Literal["dali", "to
 
 
 def start_loader_server(data: DataConfig, device: torch.device) -> None:
-    """Begin to start what the torch loader's processes are forked from; returns at once."""
-    if choose_loader(data, device) == "torch":
+    """Begin to start what the torch loader's processes are forked from, also those that fill the
+    memory loader; returns at once."""
+    if choose_loader(data, device) in ("torch", "memory"):
         worker.start_server()
 
 
@@ -140,8 +144,8 @@ def build_train_loader(
 ) -> TrainLoader:
     """The loader that trains. `index` may be None for synthetic data.
 
-    Raises UserError if the data are fewer than one global batch, DALI is missing, or data.order
-    does not suit the data.
+    Raises UserError if the data are fewer than one global batch, DALI is missing, or data.order or
+    data.loader=memory does not suit the data.
     """
     name = choose_loader(data, device)
     if name == "synthetic":
@@ -149,7 +153,7 @@ def build_train_loader(
         return SyntheticTrainLoader(data, synthetic, plan=plan, seed=seed, rank=rank, device=device)
     assert isinstance(index, Index), "only the synthetic loader works without an index"
     blocks_of(data, index)  # raises here, not in a reader
-    build: Callable[..., TrainLoader] = TorchTrainLoader
+    build: Callable[..., TrainLoader] = MemoryTrainLoader if name == "memory" else TorchTrainLoader
     if name == "dali":
         from resnet_dist.data.dali_loader import DaliTrainLoader  # only where DALI is wanted
 
@@ -188,7 +192,7 @@ def build_eval_loader(
             device=device,
         )
     assert isinstance(index, Index), "only the synthetic loader works without an index"
-    build: Callable[..., EvalLoader] = TorchEvalLoader
+    build: Callable[..., EvalLoader] = MemoryEvalLoader if name == "memory" else TorchEvalLoader
     if name == "dali":
         from resnet_dist.data.dali_loader import DaliEvalLoader  # only where DALI is wanted
 

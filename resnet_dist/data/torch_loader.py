@@ -28,6 +28,9 @@ from resnet_dist.data.transforms import DeviceStage, one_ahead, shift_and_flip
 from resnet_dist.errors import UserError
 from resnet_dist.plan import BatchPlan
 
+_DECODED_TOGETHER = 256
+"""Images of a part of `decode_all`."""
+
 
 @dataclass(frozen=True)
 class _HostBatch:
@@ -145,13 +148,28 @@ class _Reader:
 
     def run(self, make_job: Callable[[int], Job], items: range) -> Generator[Batch, None, None]:
         """Batches of the items, in order. Closing the generator ends the readers."""
+        with (
+            contextlib.closing(self.read(make_job, items)) as results,
+            contextlib.closing(one_ahead(results, self._finish, self._device)) as batches,
+        ):
+            yield from batches
+
+    def read(
+        self, make_job: Callable[[int], Job], items: range
+    ) -> Generator[_HostBatch, None, None]:
+        """What the readers make of the items, in order. Closing the generator ends them.
+
+        Raises UserError, naming the file, for one that is damaged, changed or gone.
+        """
         results = iter(self._build(make_job, items))
-        with contextlib.closing(one_ahead(results, self._finish, self._device)) as batches:
-            try:
-                yield from batches
-            finally:
-                if self._num_workers:
-                    results._shutdown_workers()  # type: ignore[attr-defined]  # now, not when a traceback lets go of it
+        try:
+            for result in results:
+                if isinstance(result, _Failure):
+                    raise UserError(result.message)
+                yield result
+        finally:
+            if self._num_workers:
+                results._shutdown_workers()  # type: ignore[attr-defined]  # now, not when a traceback lets go of it
 
     def _build(
         self, make_job: Callable[[int], Job], items: range
@@ -177,9 +195,7 @@ class _Reader:
             generator=torch.Generator(),  # else each iterator draws from the global state
         )
 
-    def _finish(self, result: _HostBatch | _Failure) -> Batch:
-        if isinstance(result, _Failure):
-            raise UserError(result.message)
+    def _finish(self, result: _HostBatch) -> Batch:
         is_flipped = result.job.shifts is None
         return self._stage(
             result.images, result.job, is_flipped=is_flipped, is_augmented=result.is_augmented
@@ -263,3 +279,21 @@ class TorchEvalLoader:
     def batches(self) -> Generator[Batch, None, None]:
         """Batches rank, rank + world_size, ...; every sample is in one batch of one rank."""
         return self._reader.run(partial(_eval_item, make_job=self._eval_job), self._items)
+
+
+def decode_all(
+    data: DataConfig, index: Index, *, side: int, num_workers: int
+) -> Generator[tuple[int, torch.Tensor], None, None]:
+    """Every image of an index whose images are all `side` x `side`, in order: the first sample of a
+    part, and its `[n, side, side, 3]` uint8 on the host.
+
+    Raises UserError, naming the file, for one that is damaged, changed or gone.
+    """
+    data = replace(data, eval_size=side, eval_resize_size=side)  # a crop of all of it
+    reader = _Reader(data, index, device=torch.device("cpu"), num_workers=num_workers)
+    reader.check_shared_memory(min(_DECODED_TOGETHER, len(index)), side)
+    make_job = partial(order.eval_job, data, index, batch_size=_DECODED_TOGETHER)
+    items = range(order.num_eval_batches(len(index), _DECODED_TOGETHER))
+    with contextlib.closing(reader.read(partial(_eval_item, make_job=make_job), items)) as parts:
+        for done in parts:
+            yield int(done.job.sample_ids[0]), done.images
