@@ -1,0 +1,66 @@
+"""A recipe with several seeds, one run after the other: final accuracy and wall time of each.
+
+    python benchmarks/seeds.py --config cifar10_resnet9 [--seeds 5] [--nproc 1] data.root=DIR ...
+
+Each run is `torchrun -m resnet_dist.train` in a folder of its own below --out (default: temporary).
+Prints for each seed the last top-1, the seconds from the first record to the last (all but start-up
+and the first log interval) and those of the whole command; then means and standard deviations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from resnet_dist.metrics.jsonl import read_records
+
+
+def train(folder: Path, args: argparse.Namespace, seed: int) -> tuple[float, float, float]:
+    """(final top-1 as a share of 1, seconds between records, seconds of the whole command)."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(args.nproc)]
+    command += ["-m", "resnet_dist.train", "--config", args.config, *args.overrides]
+    command += [f"seed={seed}", f"run.dir={folder}", "log.progress=lines"]
+    start = time.perf_counter()
+    result = subprocess.run(command, capture_output=True, text=True)
+    seconds = time.perf_counter() - start
+    if result.returncode:
+        sys.exit(f"seed {seed} failed with code {result.returncode}:\n{result.stderr[-2000:]}")
+    records = read_records(folder / "metrics.jsonl")
+    top1 = [record["val/top1"] for record in records if "val/top1" in record][-1]
+    return float(top1), float(records[-1]["time"]) - float(records[0]["time"]), seconds
+
+
+def main() -> None:
+    """Run and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--nproc", type=int, default=1)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.out or Path(temporary)
+        results = []
+        for seed in range(args.seeds):
+            results.append(train(folder / str(seed), args, seed))
+            top1, recorded, seconds = results[-1]
+            print(f"seed {seed}: top-1 {top1:.2%}, {recorded:.1f} of {seconds:.1f} s", flush=True)
+    names = ("top-1", "seconds between records", "seconds in all")
+    for name, values, form in zip(
+        names, zip(*results, strict=True), ("{:.2%}", "{:.1f}", "{:.1f}"), strict=True
+    ):
+        spread = statistics.stdev(values) if len(values) > 1 else 0.0
+        mean = form.format(statistics.fmean(values))
+        print(f"{name}: mean {mean}, standard deviation {form.format(spread)}, n = {len(values)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""The memory loader on a GPU: the torch loader's batches there, bit for bit, without a wait."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from resnet_dist.config import DataConfig
+from resnet_dist.data import build
+from resnet_dist.data.build import TrainLoader, open_index
+from resnet_dist.plan import BatchPlan
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+GPU = torch.device("cuda")
+
+
+def _loader(root: Path, cache: Path, name: str) -> TrainLoader:
+    data = DataConfig(
+        root=str(root),
+        cache_dir=str(cache),
+        loader=name,  # type: ignore[arg-type]
+        crop="pad_reflect",
+        train_size=32,
+        mixup_alpha=0.5,
+        cutmix_alpha=1.0,
+        erase_probability=0.5,
+        image_dtype="bfloat16",
+    )
+    index = open_index(data, "train", build=True, show_progress=False)
+    return build.build_train_loader(
+        data, index, plan=BatchPlan(13, 1, 1), seed=7, rank=0, device=GPU, num_workers=2
+    )
+
+
+def test_batches_are_those_of_the_torch_loader(
+    tmp_path: Path, write_image: Callable[..., None]
+) -> None:
+    for i in range(40):
+        write_image(tmp_path / "data/train" / "ab"[i % 2] / f"{i}.jpg", 32, 32, seed=i)
+    memory, expected = (_loader(tmp_path / "data", tmp_path, name) for name in ("memory", "torch"))
+    for one, other in zip(memory.batches(0, 30), expected.batches(0, 30), strict=True):
+        np.testing.assert_array_equal(one.sample_ids, other.sample_ids)
+        assert one.images.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.labels, other.labels)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        assert len(list(memory.batches(0, 300))) == 300
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
