@@ -17,7 +17,7 @@ def batch_norm_moments_kernel(
     x_ptr,
     parts_ptr,
     num_rows,
-    C: tl.constexpr,
+    C,
     rows_each,
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -62,7 +62,7 @@ def batch_norm_merge_kernel(
     running_mean_ptr,
     running_var_ptr,
     num_parts,
-    C: tl.constexpr,
+    C,
     momentum,
     eps,
     FINISHES: tl.constexpr,
@@ -119,7 +119,7 @@ def batch_norm_apply_kernel(
     weight_ptr,
     bias_ptr,
     num_rows,
-    C: tl.constexpr,
+    C,
     ADDS: tl.constexpr,
     RELU: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -152,7 +152,7 @@ def batch_norm_apply_kernel(
 
 
 @triton.jit
-def _passed(signs_ptr, row, num_rows, block, C: tl.constexpr, BLOCK_C: tl.constexpr):
+def _passed(signs_ptr, row, num_rows, block, C, BLOCK_C: tl.constexpr):
     """Which values of a tile the ReLU let pass, `[rows, BLOCK_C]`."""
     BLOCK_M: tl.constexpr = row.shape[0]
     byte = block * (BLOCK_C // 8) + tl.arange(0, BLOCK_C // 8)
@@ -173,7 +173,7 @@ def batch_norm_backward_sums_kernel(
     kept_ptr,
     sums_ptr,
     num_rows,
-    C: tl.constexpr,
+    C,
     rows_each,
     ADDS: tl.constexpr,
     RELU: tl.constexpr,
@@ -220,7 +220,7 @@ def batch_norm_backward_apply_kernel(
     sums_ptr,
     result_ptr,
     num_rows,
-    C: tl.constexpr,
+    C,
     RELU: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,

@@ -25,7 +25,7 @@ def batch_norm_apply_pool_kernel(
     width,
     pooled_height,
     pooled_width,
-    C: tl.constexpr,
+    C,
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -75,7 +75,7 @@ def _unpooled(
     width,
     pooled_height,
     pooled_width,
-    C: tl.constexpr,
+    C,
 ):
     """The gradient of a tile of the pool's input: the sum over the windows that it won."""
     w = row % width
@@ -114,7 +114,7 @@ def batch_norm_backward_sums_pool_kernel(
     width,
     pooled_height,
     pooled_width,
-    C: tl.constexpr,
+    C,
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -165,7 +165,7 @@ def batch_norm_backward_apply_pool_kernel(
     width,
     pooled_height,
     pooled_width,
-    C: tl.constexpr,
+    C,
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):

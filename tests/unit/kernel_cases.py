@@ -135,7 +135,7 @@ def compile_for(arch: int) -> Iterator[dict[str, Any]]:
         kernel = getattr(pool_kernels if "pool" in name else kernels, name)
         tiling = launchers.REDUCE if "rows_each" in kernel.arg_names else launchers.MAP
         tiling = launchers.POOL if "pool" in name else tiling
-        constants = {"C": 256, "BLOCK_M": tiling.rows, "BLOCK_C": tiling.channels, **both}
+        constants = {"BLOCK_M": tiling.rows, "BLOCK_C": tiling.channels, **both}
         warps = tiling.warps
         if "BLOCK_S" in kernel.arg_names:
             constants, warps = {**constants, "BLOCK_S": 64, "BLOCK_C": 16}, 4
@@ -158,6 +158,8 @@ def _compiled(kernel: Any, constants: dict[str, Any], *, arch: int, warps: int) 
             aligned[(position,)] = [["tt.divisibility", 16]]
         else:
             signature[name] = "fp32" if name in ("momentum", "eps") else "i32"
+            if name == "C":  # any multiple of 16
+                aligned[(position,)] = [["tt.divisibility", 16]]
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
     source = ASTSource(kernel, signature, constants, aligned)
     compiled = triton.compile(

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -51,6 +52,18 @@ def test_interpreted_kernels_equal_their_twins() -> None:
         for name, error in case["errors"].items():
             exact = name.split()[0] not in ("apply", "kept", "grad", "apply_pool", "grad_pool")
             assert error <= (5e-6 if exact else rounding), (case, name)
+
+
+@pytest.mark.skipif(not _interpreter_works(), reason="this Triton's interpreter needs numpy<2.4")
+def test_the_benchmark_of_tiles_runs_interpreted() -> None:
+    script = Path(__file__).parents[2] / "benchmarks" / "kernel_tiles.py"
+    command = [sys.executable, str(script), "--device", "cpu", "--model", "resnet18"]
+    command += "--width 8 --batch 1 --size 32 --repeats 1 --limit 2".split()
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr
+    best = [line for line in result.stdout.splitlines() if line.startswith("best for ")]
+    assert len(best) == 7, result.stdout
 
 
 @pytest.mark.parametrize("arch", [80, 90])
