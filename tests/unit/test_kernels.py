@@ -58,7 +58,7 @@ def test_interpreted_kernels_equal_their_twins() -> None:
 def test_the_benchmark_of_tiles_runs_interpreted() -> None:
     script = Path(__file__).parents[2] / "benchmarks" / "kernel_tiles.py"
     command = [sys.executable, str(script), "--device", "cpu", "--model", "resnet18"]
-    command += "--width 8 --batch 1 --size 32 --repeats 1 --limit 2".split()
+    command += ["--width", "8", "--batch", "1", "--size", "32", "--repeats", "1", "--limit", "2"]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr
