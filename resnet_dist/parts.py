@@ -132,19 +132,33 @@ def build_parts(
 
 def check_device(train: TrainConfig, device: torch.device) -> None:
     """Raises UserError if the device cannot train as it is asked to."""
-    if train.speed_on(device.type).cuda_graph and device.type != "cuda":
+    speed = train.speed_on(device.type)
+    if speed.cuda_graph and device.type != "cuda":
         raise UserError(
             "train.cuda_graph (True): needs a GPU, and this run is on CPUs; set "
             "train.cuda_graph=false, or another train.performance if that is graphed (a run may be "
             "resumed with another value of both)"
         )
+    if speed.fused_norm and device.type == "cuda":
+        from resnet_dist.kernels.verify import verify_kernels  # only where it is wanted
+
+        try:
+            wrong = verify_kernels(device, AUTOCAST[train.precision] or torch.float32)
+        except Exception as error:  # whatever a compiler says
+            wrong = f"they do not run: {type(error).__name__}: {error}"
+        if wrong:
+            raise UserError(
+                f"train.fused_norm (True): the kernels do not work on {device} "
+                f"({torch.cuda.get_device_name(device)}): {wrong}; set train.fused_norm=false (a "
+                f"run may be resumed with the other value)"
+            )
 
 
 def sync_build_step(config: Config, state: TrainState, plan: BatchPlan, *, world: World) -> Step:
     """How a training step is taken: wraps the model, and captures it if that is asked for. All
     ranks must call it."""
     train = config.train
-    check_device(train, world.device)
+    dist.sync_attempt(world, lambda: check_device(train, world.device))
     speed = train.speed_on(world.device.type)
     graphs = CudaGraphs(world.device) if speed.cuda_graph else None
     low, high = plan.micro_slice(world.rank, 0)

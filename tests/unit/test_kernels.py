@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from resnet_dist.kernels import batch_norm_twins as twins
 from resnet_dist.kernels import ops  # noqa: F401, registers the operators
+from resnet_dist.kernels.verify import verify_kernels
 from resnet_dist.models.fused_norm import norm_relu, norm_relu_convolution, norm_relu_pool
 
 OPS = torch.ops.resnet_dist
@@ -227,3 +228,17 @@ def test_the_operators_do_what_their_schemas_say() -> None:
     }.items():
         operator = getattr(OPS, f"batch_norm_{name}").default
         torch.library.opcheck(operator, inputs, test_utils=tests)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_kernels_are_verified_before_they_are_trained_on(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu = torch.device("cpu")
+    assert verify_kernels(cpu, dtype) is None
+
+    def wrong(*arguments: Any) -> Tensor:
+        return twins.backward_apply(*arguments) * 1.05
+
+    monkeypatch.setattr(OPS, "batch_norm_backward_apply", wrong)
+    assert (verify_kernels(cpu, dtype) or "").startswith("gradient is off by 0.05")
