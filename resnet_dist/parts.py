@@ -158,7 +158,7 @@ def sync_build_step(config: Config, state: TrainState, plan: BatchPlan, *, world
     """How a training step is taken: wraps the model, and captures it if that is asked for. All
     ranks must call it."""
     train = config.train
-    dist.sync_attempt(world, lambda: check_device(train, world.device))
+    check_device(train, world.device)
     speed = train.speed_on(world.device.type)
     graphs = CudaGraphs(world.device) if speed.cuda_graph else None
     low, high = plan.micro_slice(world.rank, 0)
