@@ -334,18 +334,21 @@ class TrainConfig(SpeedFields):
 class OptimConfig:
     """The optimizer."""
 
-    name: Literal["sgd", "adam", "adamw"] = "sgd"
-    """sgd couples weight decay to the gradient, and so does adam; adamw decouples it."""
+    name: Literal["sgd", "adam", "adamw", "lars", "lamb"] = "sgd"
+    """sgd couples weight decay to the gradient, and so does adam; adamw decouples it. lars and lamb
+    are sgd and adamw with a learning rate of its own for each layer, for large batches."""
     lr: float = 0.1
     """Peak learning rate for `train.global_batch_size`."""
     momentum: float = 0.9
-    """sgd only."""
+    """sgd and lars only."""
     nesterov: bool = False
     """sgd only."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """adam and adamw only."""
+    """adam, adamw and lamb only."""
     eps: float = 1e-8
-    """adam and adamw only."""
+    """adam, adamw and lamb only."""
+    trust_coefficient: float = 0.001
+    """lars only: a layer's update as a share of its weights, by norm, at learning rate 1."""
     weight_decay: float = 1e-4
     """On convolution and linear weights."""
     decay_norm_and_bias: bool = False
@@ -367,6 +370,13 @@ class OptimConfig:
             self.momentum,
             "must lie in [0, 1)",
             "0.9 is usual",
+        )
+        rules.require(
+            self.trust_coefficient > 0,
+            "optim.trust_coefficient",
+            self.trust_coefficient,
+            "must be positive",
+            "0.001 is usual",
         )
         rules.require(
             not self.nesterov or self.momentum > 0,

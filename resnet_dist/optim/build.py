@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from resnet_dist.config import OptimConfig
 from resnet_dist.optim.groups import parameter_groups
+from resnet_dist.optim.layerwise import LAMB, LARS
 
 # One kernel for all parameters, and under loss scaling the decision to skip stays on the device.
 _FUSED_DEVICES = frozenset({"cpu", "cuda"})
@@ -51,6 +52,15 @@ def _build(
             return torch.optim.Adam(
                 groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused
             )
+        case "lars":
+            return LARS(
+                groups,
+                lr=config.lr,
+                momentum=config.momentum,
+                trust_coefficient=config.trust_coefficient,
+            )
+        case "lamb":
+            return LAMB(groups, lr=config.lr, betas=config.betas, eps=config.eps)
         case "adamw":
             return torch.optim.AdamW(
                 groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused

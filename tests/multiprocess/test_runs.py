@@ -109,6 +109,17 @@ def test_accumulation_clipping_average_and_interval_resume_exactly(
     assert newest_checkpoint(whole)["average"] is not None
 
 
+@pytest.mark.parametrize("name", ["lars", "lamb"])
+def test_layerwise_optimizers_resume_exactly(name: str, run_root: Path, tmp_path: Path) -> None:
+    settings = [f"optim.name={name}", "optim.lr=0.01", "optim.momentum=0.9", SAVE_EVERY]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(2, run_root, whole, *settings)
+    kill = {"RESNET_DIST_FAILPOINT": "step.after_optimizer@11"}
+    train(2, run_root, parts, *settings, environment=kill, check=False)
+    train(2, run_root, parts, *settings)
+    assert_same_run(whole, parts)
+
+
 def test_a_signal_to_one_rank_stops_all_at_the_same_step(
     undisturbed: Callable[[int, str], Path], run_root: Path, tmp_path: Path
 ) -> None:

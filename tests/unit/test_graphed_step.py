@@ -129,6 +129,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "nesterov": {"optim": OptimConfig(nesterov=True, weight_decay=0.01)},
     "adam": {"optim": OptimConfig(name="adam")},
     "adamw": {"optim": OptimConfig(name="adamw", weight_decay=0.01)},
+    "lars": {"optim": OptimConfig(name="lars", weight_decay=0.01)},
+    "lamb": {"optim": OptimConfig(name="lamb", weight_decay=0.01), "precision": torch.float16},
     "cycled sgd": {"moves_momentum": True, "clip_grad_norm": 0.5},
     "cycled adam": {"moves_momentum": True, "optim": OptimConfig(name="adam")},
     "cycled float16": {
