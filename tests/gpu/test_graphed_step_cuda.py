@@ -18,6 +18,7 @@ from resnet_dist.graphed_step import WARM_UP_STEPS, CudaGraphs, GraphedGradients
 from resnet_dist.loss import LossSettings
 from resnet_dist.metrics.meters import TrainMeter
 from resnet_dist.models.build import build_model
+from resnet_dist.models.fused import FusedNetwork
 from resnet_dist.optim.build import build_optimizer
 from resnet_dist.optim.ema import WeightAverage
 from resnet_dist.optim.scaling import build_scaler
@@ -62,6 +63,7 @@ class Run:
         optim: str = "sgd",
         precision: str = "bfloat16",
         moves_momentum: bool = False,
+        fused: bool = False,
     ) -> None:
         device = torch.device("cuda")
         config = ModelConfig(name="resnet18", width=16, stem="cifar")
@@ -77,7 +79,7 @@ class Run:
             losses=LossRecord(),
         )
         eager = EagerStep(
-            network=model,
+            network=FusedNetwork(model) if fused else model,
             optimizer=self.state.optimizer,
             scaler=self.state.scaler,
             settings=StepSettings(2, 1 / 32, DTYPES[precision], LossSettings(), 1.0, None),
@@ -126,6 +128,14 @@ def test_captured_steps_have_the_bits_of_eager_ones(optim: str, precision: str) 
     assert_equal(eager.state.state_dict(), graphed.state.state_dict())
     counts = graphed.state.guard.read()
     assert (counts.total, counts.first_step, counts.own_loss_step) == (1, 6, 6)
+
+
+@pytest.mark.parametrize("optim", ["sgd", "lars", "lamb"])
+def test_with_fused_batch_norm_too(optim: str) -> None:
+    eager, graphed = (Run(graphed=g, optim=optim, fused=True) for g in (False, True))
+    for step in range(10):
+        assert_equal(eager.take(bad=step == 6), graphed.take(bad=step == 6))
+    assert_equal(eager.state.state_dict(), graphed.state.state_dict())
 
 
 @pytest.mark.parametrize("precision", list(DTYPES))
