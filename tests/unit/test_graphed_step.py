@@ -24,6 +24,7 @@ from resnet_dist.graphed_step import WARM_UP_STEPS, GraphedGradients, GraphedSte
 from resnet_dist.loss import LossSettings
 from resnet_dist.metrics.meters import TrainMeter
 from resnet_dist.models.build import build_model
+from resnet_dist.models.fused import FusedNetwork
 from resnet_dist.optim.build import build_optimizer
 from resnet_dist.optim.schedules import apply_schedule
 from resnet_dist.state import TrainState
@@ -56,6 +57,7 @@ class Run:
         precision: torch.dtype | None = None,
         accumulation_steps: int = 1,
         moves_momentum: bool = False,
+        fused: bool = False,
         **settings: Any,
     ) -> None:
         model = build_model(ModelConfig(name="resnet9", width=8), num_classes=NUM_CLASSES, seed=0)
@@ -80,7 +82,7 @@ class Run:
             "clip_grad_value": None,
         }
         eager = EagerStep(
-            network=model,
+            network=FusedNetwork(model) if fused else model,
             optimizer=self.state.optimizer,
             scaler=self.state.scaler,
             settings=StepSettings(**(values | settings)),
@@ -144,6 +146,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "smoothed": {"loss": LossSettings(label_smoothing=0.1)},
     "binary": {"loss": LossSettings("binary_cross_entropy", target_threshold=0.2)},
     "bfloat16": {"precision": torch.bfloat16},
+    "fused": {"fused": True},
+    "fused bfloat16": {"fused": True, "precision": torch.bfloat16},
     "float16": {"precision": torch.float16},
 }
 
