@@ -9,6 +9,8 @@ from resnet_dist.checkpoint.manager import Loaded
 from resnet_dist.config import Config, DataConfig
 from resnet_dist.config_load import Resolved, describe
 from resnet_dist.data.augment import train_size
+from resnet_dist.data.build import Index
+from resnet_dist.data.memory_loader import decoded_bytes
 from resnet_dist.dist import World, launched_ranks
 from resnet_dist.errors import UserError
 from resnet_dist.inputs import Inputs, open_inputs
@@ -102,10 +104,22 @@ def opening_lines(config: Config, inputs: Inputs, loaded: Loaded | None, world: 
         f"{config.train.precision}, run folder {run_folder(config.run)}"
     )
     lines += derived_lines(config, len(inputs.train), world.size)[1:]
+    if config.data.loader == "memory":
+        lines.append(_held_line(inputs))
     if loaded is not None:
         lines += [f"note: {note}" for note in loaded.notes]
         lines.append(f"resuming from {loaded.path} at step {loaded.payload['step']}")
     return lines
+
+
+def _held_line(inputs: Inputs) -> str:
+    """What the memory loader takes."""
+    sizes = [
+        f"{decoded_bytes(index) / 2**30:.2f} GiB of {split} images"
+        for split, index in (("training", inputs.train), ("validation", inputs.val))
+        if isinstance(index, Index)
+    ]
+    return f"held by each rank's device: {', '.join(sizes)}"
 
 
 def as_markdown(resolved: Resolved) -> str:

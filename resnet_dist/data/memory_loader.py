@@ -105,8 +105,8 @@ class _Memory:
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """As in the torch loader's readers: the mean of an image (contrast) is another in the last
-    bit where threads share its sum."""
+    """As in the torch loader's readers: where threads share the sum of an image (contrast), its
+    last bit may be another from 257 pixels a side on (sums of 2**24 and more)."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

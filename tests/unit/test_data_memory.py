@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resnet_dist.config import DataConfig
-from resnet_dist.data import build, memory_loader, order
+from resnet_dist.data import build, memory_loader, order, pixels
 from resnet_dist.data.build import Batch, Index, open_index
+from resnet_dist.data.jobs import Operations
 from resnet_dist.data.joining import join, part
 from resnet_dist.data.transforms import DeviceStage
 from resnet_dist.errors import UserError
@@ -158,24 +159,26 @@ def test_filled_by_worker_processes(data: DataConfig) -> None:
     assert_equal(train_batches(data, plan, num_workers=2), expected)
 
 
-def test_operations_on_larger_images_are_those_of_a_reader(
-    data: DataConfig, tmp_path: Path, write_image: WriteImage
+def test_operations_are_done_by_one_thread(
+    data: DataConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whose sums (of the contrast) are not shared by threads."""
-    for i in range(12):
-        write_image(tmp_path / f"data/train/a/{i:02d}.png", 220, 220, seed=i)
-    jitter: dict[str, Any] = {"color_jitter": (0.0, 0.9, 0.0, 0.0), "train_size": 220}
-    data = replace(data, root=str(tmp_path / "data"), **jitter)
+    """As in a reader of the torch loader: threads share the sum of a large image."""
+    threads = []
+    apply_each = pixels.apply_each
+
+    def spy(images: torch.Tensor, operations: Operations) -> None:
+        threads.append(torch.get_num_threads())
+        apply_each(images, operations)
+
+    monkeypatch.setattr(pixels, "apply_each", spy)
     before = torch.get_num_threads()
-    torch.set_num_threads(4)
+    torch.set_num_threads(2)
     try:
-        plan = BatchPlan(12, 1, 1)
-        ours = train_batches(data, plan, steps=(0, 20))
-        assert torch.get_num_threads() == 4
-        theirs = train_batches(replace(data, loader="torch"), plan, steps=(0, 20), num_workers=1)
+        train_batches(replace(data, auto_augment="ra"), BatchPlan(9, 1, 1), steps=(0, 2))
+        assert threads == [1, 1]
+        assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
-    assert_equal(ours, theirs)
 
 
 @settings(deadline=None, max_examples=25)
