@@ -29,6 +29,7 @@ from resnet_dist.faults.non_finite import NonFiniteGuard
 from resnet_dist.loss import LossSettings
 from resnet_dist.metrics.meters import TrainMeter
 from resnet_dist.models.build import build_model
+from resnet_dist.models.fused import FusedNetwork
 from resnet_dist.optim.build import build_optimizer
 from resnet_dist.optim.ema import WeightAverage
 from resnet_dist.step import EagerStep, StepSettings
@@ -64,7 +65,13 @@ class FakeRun:
     """A step of fake tensors, with everything around it."""
 
     def __init__(
-        self, device: torch.device, settings: StepSettings, *, optim: str = "sgd", scaled: bool
+        self,
+        device: torch.device,
+        settings: StepSettings,
+        *,
+        optim: str = "sgd",
+        scaled: bool,
+        fused: bool = False,
     ) -> None:
         self.device = device
         self.model = fake_model(device, name="resnet18", width=8)
@@ -73,7 +80,7 @@ class FakeRun:
         self.average.module = fake_model(device, name="resnet18", width=8)
         optimizer = build_optimizer(OptimConfig(name=optim), self.model)  # type: ignore[arg-type]
         self.step = EagerStep(
-            network=self.model,
+            network=FusedNetwork(self.model) if fused else self.model,
             optimizer=optimizer,
             scaler=torch.amp.GradScaler(device.type, enabled=scaled),
             settings=settings,
@@ -129,21 +136,30 @@ PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.floa
 
 @pytest.mark.parametrize("precision", list(PRECISIONS))
 @pytest.mark.parametrize(
-    ("settings", "optim"),
-    [(PLAIN, "sgd"), (EVERYTHING, "sgd"), (EVERYTHING, "adamw")],
-    ids=["plain", "everything", "everything-adamw"],
+    ("settings", "optim", "fused"),
+    [
+        (PLAIN, "sgd", False),
+        (EVERYTHING, "sgd", False),
+        (EVERYTHING, "adamw", False),
+        (EVERYTHING, "sgd", True),
+        (PLAIN, "lars", False),
+        (PLAIN, "lamb", True),
+    ],
 )
 def test_nothing_in_a_step_asks_for_a_value(
-    settings: StepSettings, optim: str, precision: str
+    settings: StepSettings, optim: str, fused: bool, precision: str
 ) -> None:
     """Forward, backward and update: a fake tensor has no value that could be asked for."""
     chosen = replace(settings, autocast_dtype=PRECISIONS[precision])
     watch = Watch()
     with FakeTensorMode():
-        run = FakeRun(torch.device("cpu"), chosen, optim=optim, scaled=precision == "float16")
+        scaled = precision == "float16"
+        run = FakeRun(torch.device("cpu"), chosen, optim=optim, scaled=scaled, fused=fused)
         run.take(watch)
     assert any("convolution_backward" in name for name in watch.names)
-    assert any("_fused_" in name for name in watch.names)
+    assert any("batch_norm_backward_apply" in name for name in watch.names) is fused
+    updates = "_foreach_sub_" if optim in ("lars", "lamb") else "_fused_"
+    assert any(updates in name for name in watch.names)
     # What waits for a GPU even where a fake tensor knows an answer.
     waits = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "equal.")
     assert [name for name in watch.names if any(wait in name for wait in waits)] == []
@@ -242,9 +258,10 @@ class Layouts(TorchDispatchMode):
         return result
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("stem", ["standard", "d"])
 @pytest.mark.parametrize("precision", list(PRECISIONS))
-def test_no_activation_changes_its_layout(stem: str, precision: str) -> None:
+def test_no_activation_changes_its_layout(stem: str, precision: str, fused: bool) -> None:
     """ResNet-50, forward and backward, on the CPU's kernels."""
     config = ModelConfig(name="resnet50", width=16, stem=stem)  # type: ignore[arg-type]
     model = build_model(config, num_classes=NUM_CLASSES, seed=0)
@@ -252,7 +269,7 @@ def test_no_activation_changes_its_layout(stem: str, precision: str) -> None:
     images = torch.randn(2, 3, 96, 96).contiguous(memory_format=torch.channels_last)
     dtype = PRECISIONS[precision]
     step = EagerStep(
-        network=model,
+        network=FusedNetwork(model) if fused else model,
         optimizer=build_optimizer(OptimConfig(), model),
         scaler=torch.amp.GradScaler("cpu", enabled=precision == "float16"),
         settings=replace(PLAIN, autocast_dtype=dtype),
@@ -263,8 +280,8 @@ def test_no_activation_changes_its_layout(stem: str, precision: str) -> None:
     with layouts:
         step(iter([Batch(0, images, torch.zeros(2, dtype=torch.int64), np.arange(2))]), step=0)
     # The gradient of the last pooling is spread over the image in the layout of its own strides,
-    # which are ambiguous, and brought to the activation's by the ReLU that reads it.
-    known = ("expand", "div", "threshold_backward")
+    # which are ambiguous, and brought to the activation's by what reads it.
+    known = ("expand", "div", "clone" if fused else "threshold_backward")
     assert [name for name, _ in layouts.wrong if name not in known] == []
     assert {tuple(shape) for _, shape in layouts.wrong} <= {(2, 512, 3, 3)}
 
