@@ -50,11 +50,25 @@ class OptimConfig:
             "0.9 is usual",
         )
         rules.require(
+            self.name not in ("lars", "lamb") or not self.decay_norm_and_bias,
+            "optim.decay_norm_and_bias",
+            self.decay_norm_and_bias,
+            f"does not go with optim.name={self.name}, which scales what is decayed",
+            "leave it out: neither scales batch norm and biases in the published recipes",
+        )
+        rules.require(
             self.trust_coefficient > 0,
             "optim.trust_coefficient",
             self.trust_coefficient,
             "must be positive",
             "0.001 is usual",
+        )
+        rules.require(
+            self.name != "lars" or self.weight_decay > 0,
+            "optim.weight_decay",
+            self.weight_decay,
+            "must be positive for optim.name=lars, which scales decayed weights only",
+            "5e-5 is usual, or set optim.name=sgd",
         )
         rules.require(
             not self.nesterov or self.momentum > 0,

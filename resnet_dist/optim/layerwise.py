@@ -50,7 +50,8 @@ class _Layerwise(torch.optim.Optimizer):
             grads = list(torch._foreach_div(grads, grad_scale))
         is_skipped = self._is_skipped
         if is_skipped is not None:
-            grads = [torch.where(is_skipped, 0.0, grad) for grad in grads]
+            zero = torch.zeros((), dtype=grads[0].dtype, device=grads[0].device)
+            grads = [torch.where(is_skipped, zero, grad) for grad in grads]
         return grads
 
     def _if_taken(self, taken: float, skipped: float, like: Tensor) -> Tensor:

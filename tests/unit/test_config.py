@@ -95,6 +95,8 @@ def test_all_errors_at_once_with_near_names(tmp_path: Path) -> None:
         ("model.width=1", "at least 8"),
         ("optim.lr=-1", "must be positive"),
         ("optim.nesterov=true optim.momentum=0", "needs optim.momentum > 0"),
+        ("optim.name=lamb optim.decay_norm_and_bias=true", "does not go with optim.name=lamb"),
+        ("optim.name=lars optim.weight_decay=0", "must be positive for optim.name=lars"),
         ("train.clip_grad_norm=1 train.clip_grad_value=1", "excludes train.clip_grad_value"),
         ("train.compile_mode=max-autotune", "needs train.compile=true"),
         (
