@@ -12,6 +12,7 @@ that a step can be captured as a CUDA graph.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -158,11 +159,11 @@ class LAMB(_Layerwise):
         torch._foreach_addcmul_(squares, grads, grads, value=1.0 - beta2)
         # A skipped first step leaves count 0: the quotient 0 / 0 must not reach the weights.
         age = count.clamp(min=1.0)
-        scales = list(torch._foreach_div(squares, 1.0 - beta2**age))
+        scales = list(torch._foreach_div(squares, _correction(beta2, age)))
         torch._foreach_sqrt_(scales)
         torch._foreach_add_(scales, group["eps"])
         updates = list(torch._foreach_div(means, scales))
-        torch._foreach_div_(updates, 1.0 - beta1**age)
+        torch._foreach_div_(updates, _correction(beta1, age))
         rates = [taken * group["lr"]] * len(params)
         if decay:
             torch._foreach_add_(updates, params, alpha=decay)
@@ -170,6 +171,14 @@ class LAMB(_Layerwise):
             ratios = torch.where((weights > 0) & (lengths > 0), weights / lengths, 1.0)
             rates = list((ratios * (taken * group["lr"])).unbind())
         torch._foreach_sub_(params, torch._foreach_mul(updates, rates))
+
+
+def _correction(beta: float, age: Tensor) -> Tensor:
+    """1 - beta ** age on the device. As it is written it would lose half of float32's digits to
+    cancellation with beta = 0.999; this way it loses none."""
+    if beta == 0.0:
+        return torch.ones_like(age)
+    return -torch.expm1(age * math.log(beta))
 
 
 def _norms(tensors: list[Tensor]) -> Tensor:

@@ -134,6 +134,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "lars": {"optim": OptimConfig(name="lars", weight_decay=0.01)},
     "lamb": {"optim": OptimConfig(name="lamb", weight_decay=0.01), "precision": torch.float16},
     "cycled sgd": {"moves_momentum": True, "clip_grad_norm": 0.5},
+    "cycled lars": {"moves_momentum": True, "optim": OptimConfig(name="lars")},
+    "cycled lamb": {"moves_momentum": True, "optim": OptimConfig(name="lamb")},
     "cycled adam": {"moves_momentum": True, "optim": OptimConfig(name="adam")},
     "cycled float16": {
         "moves_momentum": True,

@@ -88,6 +88,17 @@ def test_it_is_its_formula(name: str, on_device: bool) -> None:
         assert not torch.equal(parameter.detach().double(), weight)
 
 
+@pytest.mark.parametrize("beta2", [0.0, 0.999])
+def test_the_first_update_of_lamb_has_no_scale(beta2: float) -> None:
+    """With both corrections it is the gradient's sign, to float32's last digits."""
+    weight = nn.Parameter(torch.zeros(1000))
+    groups = [{"params": [weight], "weight_decay": 0.0}]
+    optimizer = LAMB(groups, lr=1.0, eps=0.0, betas=(0.9, beta2))
+    weight.grad = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    optimizer.step()
+    torch.testing.assert_close(weight.detach(), -weight.grad.sign(), rtol=1e-6, atol=0.0)
+
+
 def _everything(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Tensor]:
     state = [value for values in optimizer.state.values() for value in values.values()]
     return [tensor.detach().clone() for tensor in (*model.parameters(), *state)]

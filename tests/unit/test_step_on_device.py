@@ -194,13 +194,14 @@ def _gradients_of(model: nn.Module) -> Callable[..., None]:
     return backward
 
 
+@pytest.mark.parametrize("optim", ["sgd", "lars", "lamb"])
 @pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("settings", [PLAIN, EVERYTHING], ids=["plain", "everything"])
 def test_nothing_in_a_step_crosses_to_or_from_the_device(
-    settings: StepSettings, scaled: bool, monkeypatch: pytest.MonkeyPatch
+    settings: StepSettings, scaled: bool, optim: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither copies nor numbers that are tensors of the host. All but the backward pass."""
-    assert crossings(settings, scaled, monkeypatch) == set()
+    assert crossings(settings, scaled, monkeypatch, optim=optim) == set()
 
 
 @pytest.mark.parametrize(
@@ -215,19 +216,25 @@ def test_a_step_that_crosses_is_found_out(
 
 
 def crossings(
-    settings: StepSettings, scaled: bool, monkeypatch: pytest.MonkeyPatch, on_logits: Any = None
+    settings: StepSettings,
+    scaled: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    on_logits: Any = None,
+    *,
+    optim: str = "sgd",
 ) -> set[tuple[str, str]]:
     """Operations of a step on a fake GPU that touch a tensor of the host."""
     monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
     watch = Watch()
     with FakeTensorMode():
-        run = FakeRun(torch.device("cuda:0"), settings, scaled=scaled)
+        run = FakeRun(torch.device("cuda:0"), settings, optim=optim, scaled=scaled)
         assert run.step.scaler.is_enabled() is scaled
         if on_logits is not None:
             run.step = replace(run.step, on_logits=on_logits)
         monkeypatch.setattr(Tensor, "backward", _gradients_of(run.model))
         run.take(watch)
-    assert any("_fused_sgd_" in name for name in watch.names)
+    updates = "_fused_sgd_" if optim == "sgd" else "_foreach_sub_"
+    assert any(updates in name for name in watch.names)
     return {(name, device) for name, device in watch.devices if device != "cuda"}
 
 
