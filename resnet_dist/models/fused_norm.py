@@ -242,9 +242,8 @@ class _NormReluConvolution(torch.autograd.Function):
         grad, _ = _convolution_backward(grad_z, y, kernel, ctx.geometry, (True, False))
         # Kept: as the residual's gradient, and to add and mask it once only.
         keeps = ctx.adds or other is not None
-        sums, kept = _ops.batch_norm_backward_sums(
-            _channels_last(grad), other, signs, x, statistics, keeps
-        )
+        grad = _channels_last(grad)
+        sums, kept = _ops.batch_norm_backward_sums(grad, other, signs, x, statistics, keeps)
         if keeps:
             grad, signs = kept, signs.new_empty(0)
         total, work = _sum_begin(sums, ctx.group)
