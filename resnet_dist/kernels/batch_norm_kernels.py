@@ -164,6 +164,29 @@ def _passed(signs_ptr, row, num_rows, block, C, BLOCK_C: tl.constexpr):
 
 
 @triton.jit
+def store_sums(sums_ptr, sum_grad, sum_product, channel, C):
+    """Write one part's sums over the rows of a tile."""
+    is_channel = channel < C
+    out = sums_ptr + tl.program_id(0) * (2 * C)
+    tl.store(out + channel, tl.sum(sum_grad, axis=0), mask=is_channel)
+    tl.store(out + C + channel, tl.sum(sum_product, axis=0), mask=is_channel)
+
+
+@triton.jit
+def input_gradient(g, x, statistics_ptr, weight_ptr, sums_ptr, channel, C):
+    """The gradient of batch norm's input for a tile, from that of its result."""
+    is_channel = channel < C
+    mean = tl.load(statistics_ptr + channel, mask=is_channel, other=0.0)
+    scale = tl.load(statistics_ptr + C + channel, mask=is_channel, other=0.0)
+    weight = tl.load(weight_ptr + channel, mask=is_channel, other=0.0)
+    share = 1.0 / tl.load(statistics_ptr + 2 * C)
+    mean_grad = tl.load(sums_ptr + channel, mask=is_channel, other=0.0) * share
+    mean_product = tl.load(sums_ptr + C + channel, mask=is_channel, other=0.0) * share
+    normalised = (x - mean[None, :]) * scale[None, :]
+    return (g - mean_grad[None, :] - normalised * mean_product[None, :]) * (scale * weight)[None, :]
+
+
+@triton.jit
 def batch_norm_backward_sums_kernel(
     grad_ptr,
     other_ptr,
@@ -205,9 +228,7 @@ def batch_norm_backward_sums_kernel(
         x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
         sum_grad += g
         sum_product += g * ((x - mean[None, :]) * scale[None, :])
-    out = sums_ptr + tl.program_id(0) * (2 * C)
-    tl.store(out + channel, tl.sum(sum_grad, axis=0), mask=is_channel)
-    tl.store(out + C + channel, tl.sum(sum_product, axis=0), mask=is_channel)
+    store_sums(sums_ptr, sum_grad, sum_product, channel, C)
 
 
 @triton.jit
@@ -235,12 +256,5 @@ def batch_norm_backward_apply_kernel(
     if RELU:
         g = tl.where(_passed(signs_ptr, row, num_rows, tl.program_id(1), C, BLOCK_C), g, 0.0)
     x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    mean = tl.load(statistics_ptr + channel, mask=is_channel, other=0.0)
-    scale = tl.load(statistics_ptr + C + channel, mask=is_channel, other=0.0)
-    weight = tl.load(weight_ptr + channel, mask=is_channel, other=0.0)
-    share = 1.0 / tl.load(statistics_ptr + 2 * C)
-    mean_grad = tl.load(sums_ptr + channel, mask=is_channel, other=0.0) * share
-    mean_product = tl.load(sums_ptr + C + channel, mask=is_channel, other=0.0) * share
-    normalised = (x - mean[None, :]) * scale[None, :]
-    dx = (g - mean_grad[None, :] - normalised * mean_product[None, :]) * (scale * weight)[None, :]
+    dx = input_gradient(g, x, statistics_ptr, weight_ptr, sums_ptr, channel, C)
     tl.store(result_ptr + at, dx.to(result_ptr.dtype.element_ty), mask=inside)

@@ -11,6 +11,8 @@ What is read and written is described in `batch_norm_twins`, whose results these
 import triton
 import triton.language as tl
 
+from resnet_dist.kernels.batch_norm_kernels import input_gradient, store_sums
+
 
 @triton.jit
 def batch_norm_apply_pool_kernel(
@@ -146,9 +148,7 @@ def batch_norm_backward_sums_pool_kernel(
         x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
         sum_grad += g
         sum_product += g * ((x - mean[None, :]) * scale[None, :])
-    out = sums_ptr + tl.program_id(0) * (2 * C)
-    tl.store(out + channel, tl.sum(sum_grad, axis=0), mask=is_channel)
-    tl.store(out + C + channel, tl.sum(sum_product, axis=0), mask=is_channel)
+    store_sums(sums_ptr, sum_grad, sum_product, channel, C)
 
 
 @triton.jit
@@ -188,12 +188,5 @@ def batch_norm_backward_apply_pool_kernel(
     )
     at = row.to(tl.int64)[:, None] * C + channel[None, :]
     x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    mean = tl.load(statistics_ptr + channel, mask=is_channel, other=0.0)
-    scale = tl.load(statistics_ptr + C + channel, mask=is_channel, other=0.0)
-    weight = tl.load(weight_ptr + channel, mask=is_channel, other=0.0)
-    share = 1.0 / tl.load(statistics_ptr + 2 * C)
-    mean_grad = tl.load(sums_ptr + channel, mask=is_channel, other=0.0) * share
-    mean_product = tl.load(sums_ptr + C + channel, mask=is_channel, other=0.0) * share
-    normalised = (x - mean[None, :]) * scale[None, :]
-    dx = (g - mean_grad[None, :] - normalised * mean_product[None, :]) * (scale * weight)[None, :]
+    dx = input_gradient(g, x, statistics_ptr, weight_ptr, sums_ptr, channel, C)
     tl.store(result_ptr + at, dx.to(result_ptr.dtype.element_ty), mask=inside)
