@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from resnet_dist.durable import replace_file
+from resnet_dist.system.files import replace_file
 
 _POLL_S = 0.5
 

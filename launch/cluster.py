@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from launch.duration import minutes
-from resnet_dist.config_load import shipped_configs
+from resnet_dist.config.load import shipped_configs
 from resnet_dist.errors import UserError
 
 CONTAINER_MOUNTS_HINT = "SRC:DST[:ro]"

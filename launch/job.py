@@ -26,7 +26,7 @@ from launch.attempt import Attempt, AttemptName, StaleAttemptError, events, is_c
 from launch.cluster import ClusterConfig
 from launch.preflight import examine, pass_together, wants_gpus
 from resnet_dist.config import Config
-from resnet_dist.config_load import load_config
+from resnet_dist.config.load import load_config
 
 FIRST_PORT, NUM_PORTS = 15000, 15000
 """Ports of rendezvous: below those that Linux gives to outgoing connections."""

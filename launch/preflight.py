@@ -5,7 +5,7 @@
 asks it of this machine alone. In a job, each node writes down what it found, and the first one
 judges them all: GPUs present, well, and different ones everywhere; room on the disks; the data and
 the run folder in sight. Whether the ranks can add up numbers together is asked by the trainer, just
-before it opens the data (`resnet_dist.preflight`).
+before it opens the data (`resnet_dist.faults.preflight`).
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from launch.attempt import Attempt, events, read_json, write_json
 from launch.cluster import ClusterConfig, add_options, given_options, load_cluster
 from launch.devices import assign, can_be_asked, installed_gpus
 from resnet_dist.config import Config
-from resnet_dist.config_load import load_config
+from resnet_dist.config.load import load_config
 from resnet_dist.errors import UserError
-from resnet_dist.run_folder import run_folder
+from resnet_dist.run.folder import run_folder
 
 _POLL_S = 0.5
 _VERDICT = "preflight.json"

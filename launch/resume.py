@@ -14,7 +14,7 @@ from pathlib import Path
 from launch import runs, send
 from launch.cluster import given_options, load_cluster
 from launch.submit import build_parser, carry_out
-from resnet_dist.config_load import Resolved, exact_differences, load_config, to_flat
+from resnet_dist.config.load import Resolved, exact_differences, load_config, to_flat
 from resnet_dist.errors import UserError
 
 

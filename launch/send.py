@@ -19,11 +19,11 @@ from launch.cluster import ClusterConfig
 from launch.job import Place, TrainJob, run_task
 from launch.snapshot import copy_code
 from resnet_dist.config import Config
-from resnet_dist.config_load import Resolved, describe
-from resnet_dist.durable import replace_file
+from resnet_dist.config.load import Resolved, describe
+from resnet_dist.data.micro_batches import choose_batch_split
 from resnet_dist.errors import UserError
-from resnet_dist.plan import plan_batches
-from resnet_dist.run_folder import run_folder
+from resnet_dist.run.folder import run_folder
+from resnet_dist.system.files import replace_file
 
 STOPPED_CODE = 75
 """Exit code of --local for a run that was stopped, as of the trainer."""
@@ -93,7 +93,7 @@ def check_config(config: Config, cluster: ClusterConfig) -> None:
             f"dist.world_size ({wanted}): but {cluster.nodes} nodes of "
             f"{cluster.num_ranks_per_node} ranks were asked for; leave it out"
         )
-    plan_batches(
+    choose_batch_split(
         config.train.global_batch_size,
         cluster.world_size,
         max_micro_batch_size=config.train.max_micro_batch_size,

@@ -21,9 +21,9 @@ from launch.cluster import (
     given_options,
     load_cluster,
 )
-from resnet_dist.config_load import Resolved, load_config, shipped_configs
+from resnet_dist.config.load import Resolved, load_config, shipped_configs
 from resnet_dist.errors import UserError
-from resnet_dist.run_folder import run_folder
+from resnet_dist.run.folder import run_folder
 
 
 def build_parser(prog: str, description: str) -> argparse.ArgumentParser:

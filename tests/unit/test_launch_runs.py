@@ -16,10 +16,10 @@ from launch import follow, logs, runs
 from launch.attempt import write_json
 from launch.cluster import ClusterConfig
 from launch.snapshot import copy_code
-from resnet_dist.checkpoint.lock import own_run_folder
-from resnet_dist.config_load import shipped_configs
+from resnet_dist.config.load import shipped_configs
 from resnet_dist.errors import UserError
-from resnet_dist.run_folder import versions
+from resnet_dist.run.folder import versions
+from resnet_dist.run.lock import own_run_folder
 
 
 def write_records(run_dir: Path, *records: dict[str, Any], end: str = "") -> None:
@@ -241,8 +241,8 @@ def test_the_copy_of_the_code_stands_on_its_own(tmp_path: Path) -> None:
     script = (
         "import launch, resnet_dist, launch.epilogue\n"
         "from launch.cluster import cluster_files\n"
-        "from resnet_dist.config_load import shipped_configs\n"
-        "from resnet_dist.run_folder import versions\n"
+        "from resnet_dist.config.load import shipped_configs\n"
+        "from resnet_dist.run.folder import versions\n"
         "files = [*shipped_configs().values(), *cluster_files().values()]\n"
         "print(launch.__file__, resnet_dist.__file__, versions()['git'], *files, sep='\\n')\n"
     )

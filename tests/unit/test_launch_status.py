@@ -13,8 +13,8 @@ import pytest
 from launch import runs, status
 from launch.attempt import Attempt, AttemptName, request_cancel, write_json
 from launch.epilogue import Ending, write_end
-from resnet_dist.checkpoint.lock import own_run_folder
 from resnet_dist.errors import UserError
+from resnet_dist.run.lock import own_run_folder
 from tests.unit.mock_slurm import MockSlurm, mock_slurm
 
 
