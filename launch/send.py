@@ -93,12 +93,7 @@ def check_config(config: Config, cluster: ClusterConfig) -> None:
             f"dist.world_size ({wanted}): but {cluster.nodes} nodes of "
             f"{cluster.num_ranks_per_node} ranks were asked for; leave it out"
         )
-    choose_batch_split(
-        config.train.global_batch_size,
-        cluster.world_size,
-        max_micro_batch_size=config.train.max_micro_batch_size,
-        accumulation_steps=config.train.accumulation_steps,
-    )
+    choose_batch_split(config.train, cluster.world_size)
 
 
 def check_folder(run_dir: Path, *, has_slurm: bool) -> list[str]:

@@ -19,7 +19,8 @@ from resnet_dist.metrics.jsonl import read_records
 from resnet_dist.optim.schedules import build_schedule
 from resnet_dist.report.__main__ import epoch_table, final_lines, write_curves
 from resnet_dist.run.folder import run_folder
-from resnet_dist.world import World, launched_ranks
+from resnet_dist.system.ranks import launched_ranks
+from resnet_dist.world import World
 
 IMAGENET_COMMAND = (
     "torchrun --nproc_per_node 8 -m resnet_dist.train --config resnet50 data.root=/data/imagenet"
@@ -43,12 +44,7 @@ def print_config(resolved: Resolved) -> int:
 def derived_lines(config: Config, num_samples: int, world_size: int) -> list[str]:
     """Steps, batches and learning rates as they follow from the config, the data and the ranks."""
     train = config.train
-    batch_split = choose_batch_split(
-        train.global_batch_size,
-        world_size,
-        max_micro_batch_size=train.max_micro_batch_size,
-        accumulation_steps=train.accumulation_steps,
-    )
+    batch_split = choose_batch_split(train, world_size)
     steps = num_samples // train.global_batch_size
     total = steps * train.epochs
     lr_of = build_schedule(

@@ -17,18 +17,12 @@ import torch
 import torch.distributed as dist
 
 from resnet_dist.errors import GuardError
+from resnet_dist.system.signals import STOP_SIGNALS
 from resnet_dist.world import World
-
-STOPPED_EXIT_CODE = 75
-"""Exit code for "stopped, to be continued" (EX_TEMPFAIL of sysexits.h)."""
-
-STOPPED_CODE_VARIABLE = "RESNET_DIST_STOPPED_EXIT_CODE"
-"""Environment variable that replaces that code. 0 for a launcher that asked for the stop: torchrun
-starts workers again that end with any other code."""
 
 STALLED_EXIT_CODE = GuardError.exit_code
 """Exit code of a rank that got no further, as of every run that a guard ended (EX_SOFTWARE).
-Started again, it goes on from its newest checkpoint."""
+A restart resumes from its newest checkpoint."""
 
 AGREEMENT_INTERVAL_S = 2.0
 """Longest time between a signal and the ranks' agreement, besides one step."""
@@ -37,31 +31,6 @@ TORCHRUN_GRACE_S = 30.0
 """torchrun sends SIGKILL this long after SIGTERM."""
 SLOW_STOP_S = 20.0
 """From here on the user is warned."""
-
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-
-
-def stopped_exit_code() -> int:
-    """STOPPED_EXIT_CODE, or what the environment says instead."""
-    return int(os.environ.get(STOPPED_CODE_VARIABLE) or STOPPED_EXIT_CODE)
-
-
-def stop_at_once_on_signals() -> None:
-    """Before training begins nothing can be lost: leave with the code of a stopped run.
-
-    Main thread only. `StopSignal` takes over while training, and gives the signals back to this.
-    """
-
-    code = stopped_exit_code()
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        del frame
-        text = f"stopped by {signal.Signals(number).name} while not training; nothing is lost\n"
-        os.write(2, text.encode())
-        os._exit(code)
-
-    for number in _SIGNALS:
-        signal.signal(number, leave)
 
 
 class StopSignal:
@@ -81,7 +50,7 @@ class StopSignal:
 
     def __enter__(self) -> StopSignal:
         """Take over the signals. Main thread only."""
-        self._previous = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+        self._previous = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:

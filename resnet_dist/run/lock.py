@@ -20,7 +20,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from resnet_dist.errors import UserError
-from resnet_dist.world import World, elastic_job, sync_attempt, sync_broadcast_object
+from resnet_dist.system.ranks import elastic_job
+from resnet_dist.world import World, sync_attempt, sync_broadcast_object
 
 FILE_NAME = "run.lock"
 GRACE_S = 60.0

@@ -15,7 +15,7 @@ from resnet_dist.faults.non_finite import NonFiniteGuard
 from resnet_dist.loss import LossSettings
 from resnet_dist.models.build import build_model
 from resnet_dist.optim.build import build_optimizer
-from resnet_dist.step import StepSettings, train_step
+from resnet_dist.step import EagerStep, StepSettings
 
 pytestmark = [
     pytest.mark.gpu,
@@ -74,18 +74,18 @@ def test_a_step_is_skipped_on_the_device(precision: torch.dtype | None) -> None:
     bad[3, 1, 4, 4] = float("nan")
     settings = StepSettings(1, 1 / 8, precision, LossSettings(), None, None)
 
+    taken = EagerStep(
+        network=model,
+        optimizer=optimizer,
+        scaler=scaler,
+        settings=settings,
+        on_logits=lambda *_: None,
+        guard=guard,
+    )
+
     def step(number: int, values: torch.Tensor) -> None:
         batch = Batch(step=number, images=values, labels=labels, sample_ids=np.arange(8))
-        train_step(
-            model,
-            iter([batch]),
-            optimizer=optimizer,
-            scaler=scaler,
-            settings=settings,
-            on_logits=lambda *_: None,
-            guard=guard,
-            step=number,
-        )
+        taken(iter([batch]), step=number)
 
     for number in range(3):
         step(number, images)

@@ -11,25 +11,24 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "resnet_dist"
 
 LEVELS = [
-    {"errors", "rng", "system"},
+    {"errors", "rng"},
+    {"system"},
     {"config", "report"},
-    {"run", "world"},
+    {"world"},
+    {"run"},
     {"data", "models", "optim", "metrics", "checkpoint", "faults"},
     {"loss"},
     {"state", "step"},
     {"performance", "evaluate"},
     {"loop"},
     {"build", "run_summary"},
+    {"trainer"},
     {"train"},
     {"bench", "inspect", "prepare", "selftest"},
 ]
 """A module may import from levels above it in this list, and from its own package."""
 
 EXCEPTIONS = {
-    ("run", "world"),
-    ("checkpoint", "data"),
-    ("checkpoint", "state"),
-    ("checkpoint", "faults"),
     ("report", "metrics"),
 }
 
@@ -81,7 +80,7 @@ def test_the_package_never_imports_launch() -> None:
         }
 
 
-@pytest.mark.parametrize("name", ["train.py", "loop.py"])
+@pytest.mark.parametrize("name", ["train.py", "trainer.py", "build.py", "loop.py", "step.py"])
 def test_the_main_files_stay_readable(name: str) -> None:
     source = (PACKAGE / name).read_text()
     assert len(source.splitlines()) <= 300

@@ -15,7 +15,7 @@ from resnet_dist.data.batch import Batch
 from resnet_dist.faults.non_finite import NonFiniteGuard
 from resnet_dist.loss import LossSettings
 from resnet_dist.optim.build import build_optimizer
-from resnet_dist.step import StepSettings, train_step
+from resnet_dist.step import EagerStep, StepSettings
 
 
 def make_model() -> nn.Module:
@@ -54,16 +54,15 @@ class Run:
         self.steps = 0
 
     def step(self, *values: float) -> None:
-        train_step(
-            self.model,
-            batches(list(values)),
+        step = EagerStep(
+            network=self.model,
             optimizer=self.optimizer,
             scaler=torch.amp.GradScaler("cpu", enabled=False),
             settings=self.settings,
             on_logits=lambda *_: None,
             guard=self.guard,
-            step=self.steps,
         )
+        step(batches(list(values)), step=self.steps)
         self.steps += 1
 
     def everything(self) -> list[torch.Tensor]:

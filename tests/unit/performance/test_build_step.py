@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from resnet_dist import build
 from resnet_dist.config import Config
 from resnet_dist.config.load import load_config
+from resnet_dist.data.micro_batches import choose_batch_split
 from resnet_dist.errors import UserError
+from resnet_dist.performance import build
 from resnet_dist.performance.cuda_graph import (
     WARM_UP_STEPS,
     WARM_UP_STEPS_DDP,
@@ -51,7 +52,7 @@ class Builder:
             meter=SimpleNamespace(update=None),
         )
         return build.sync_build_step(
-            config, state, build.batch_split_of(config, world), world=world
+            config, state, choose_batch_split(config.train, world.size), world=world
         )
 
 
