@@ -15,8 +15,8 @@ from resnet_dist.config.data import DataConfig
 from resnet_dist.config.dist import DistConfig, FaultsConfig
 from resnet_dist.config.model import ModelConfig
 from resnet_dist.config.optim import OptimConfig, ScheduleConfig
-from resnet_dist.config.rules import Rules
 from resnet_dist.config.run import CheckpointConfig, EvalConfig, LogConfig, RunConfig
+from resnet_dist.config.setting import Rules
 from resnet_dist.config.train import TrainConfig
 
 __all__ = [

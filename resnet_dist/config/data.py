@@ -8,7 +8,7 @@ from typing import Literal
 from resnet_dist.config.augment import AugmentFields
 from resnet_dist.config.dali import DaliFields
 from resnet_dist.config.memory import MemoryFields
-from resnet_dist.config.rules import Rules, free
+from resnet_dist.config.setting import Rules, free
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
-from resnet_dist.config.rules import Rules, free
+from resnet_dist.config.setting import Rules, free
 
 _WITH_OWN_GRAPHS = ("reduce-overhead", "max-autotune")
 """Modes in which the compiler makes CUDA graphs of its own."""
