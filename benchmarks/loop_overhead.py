@@ -103,7 +103,7 @@ def measure(config: Config, steps: int) -> dict[str, list[float]]:
         parts.cadence, steps_per_epoch=10**9, num_steps=10**9, stop_step=stop_step
     )
     loader = AlternatingLoader(
-        parts.train_loader, bare, parts, smoothing=config.train.label_smoothing
+        parts.train_loader, bare, parts, smoothing=config.loss.label_smoothing
     )
     with (
         contextlib.redirect_stdout(io.StringIO()),

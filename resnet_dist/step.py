@@ -14,10 +14,11 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from resnet_dist.config import LossConfig
 from resnet_dist.data.batch import Batch
 from resnet_dist.faults.non_finite import NonFiniteGuard
 from resnet_dist.faults.replica_check import flip_a_bit
-from resnet_dist.loss import LossSettings, loss_sum, main_labels
+from resnet_dist.loss import loss_sum, main_labels
 from resnet_dist.system.failpoints import failpoint
 
 OnLogits = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
@@ -35,7 +36,7 @@ class StepSettings:
     over the global batch, given that DDP averages over the ranks. Local sizes may differ."""
     autocast_dtype: torch.dtype | None
     """None: float32."""
-    loss: LossSettings
+    loss: LossConfig
     clip_grad_norm: float | None
     clip_grad_value: float | None
 
