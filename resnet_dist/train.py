@@ -16,7 +16,7 @@ from dataclasses import replace
 import torch
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler, record
 
-from resnet_dist import run_summary
+from resnet_dist import preview, run_summary
 from resnet_dist.build import (
     AUTOCAST,
     batch_split_of,
@@ -65,9 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     stop_at_once_on_signals()
     try:
         arguments = parse_arguments(argv, prog="resnet_dist.train", description="Train a ResNet.")
+        answered = preview.answer(arguments)
+        if answered is not None:
+            return answered
         resolved = load_config(arguments.files, arguments.overrides)
-        if arguments.print_config:
-            return run_summary.print_config(resolved) if rank == 0 else 0
         config = resolved.config
         records = None if config.run.evaluate_only else run_folder(config.run)
         world = start_process_group(config.dist, records)

@@ -9,7 +9,10 @@ another value of them. All others are part of "training is a pure function of (c
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, get_args, get_type_hints
 
 from resnet_dist.config.data import DataConfig
 from resnet_dist.config.dist import DistConfig, FaultsConfig
@@ -21,6 +24,7 @@ from resnet_dist.config.setting import check_section, setting
 from resnet_dist.config.train import TrainConfig
 
 __all__ = [
+    "SECTIONS",
     "CheckpointConfig",
     "Config",
     "DataConfig",
@@ -35,6 +39,10 @@ __all__ = [
     "RunConfig",
     "ScheduleConfig",
     "TrainConfig",
+    "field_paths",
+    "is_optional",
+    "is_text",
+    "type_hints",
 ]
 
 
@@ -96,3 +104,45 @@ class Config:
             "the kernels read channels-last memory",
         )
         rules.enforce()
+
+
+SECTIONS: dict[str, type[Any]] = {
+    name: kind
+    for name, kind in get_type_hints(Config).items()
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind)
+}
+"""Name -> dataclass of every section."""
+
+
+def field_paths() -> dict[str, dataclasses.Field[Any]]:
+    """Every setting: dotted path -> dataclass field."""
+    paths: dict[str, dataclasses.Field[Any]] = {}
+    for item in dataclasses.fields(Config):
+        if item.name in SECTIONS:
+            for leaf in dataclasses.fields(SECTIONS[item.name]):
+                paths[f"{item.name}.{leaf.name}"] = leaf
+        else:
+            paths[item.name] = item
+    return paths
+
+
+@cache
+def type_hints() -> dict[str, Any]:
+    """Every setting: dotted path -> type."""
+    hints: dict[str, Any] = {}
+    for name, kind in get_type_hints(Config).items():
+        if name in SECTIONS:
+            hints |= {f"{name}.{leaf}": hint for leaf, hint in get_type_hints(kind).items()}
+        else:
+            hints[name] = kind
+    return hints
+
+
+def is_optional(hint: Any) -> bool:
+    """Whether a setting of this type may be null."""
+    return type(None) in get_args(hint)
+
+
+def is_text(hint: Any) -> bool:
+    """Whether a setting of this type takes any text."""
+    return hint is str or str in get_args(hint)

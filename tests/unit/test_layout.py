@@ -15,7 +15,7 @@ LEVELS = [
     {"config", "report"},
     {"run", "world"},
     {"data", "models", "optim", "metrics", "checkpoint", "faults"},
-    {"loss"},
+    {"loss", "preview"},
     {"state", "step"},
     {"performance", "evaluate"},
     {"loop"},
