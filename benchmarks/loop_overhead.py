@@ -87,7 +87,7 @@ def measure(config: Config, steps: int) -> dict[str, list[float]]:
     cadence = dataclasses.replace(
         use.cadence, steps_per_epoch=10**9, num_steps=10**9, stop_step=stop_step
     )
-    loader = AlternatingLoader(use.train_loader, bare, use, smoothing=config.train.label_smoothing)
+    loader = AlternatingLoader(use.train_loader, bare, use, smoothing=config.loss.label_smoothing)
     with (
         contextlib.redirect_stdout(io.StringIO()),
         built.watchdog,

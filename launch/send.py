@@ -19,7 +19,8 @@ from launch.cluster import ClusterConfig
 from launch.job import Place, TrainJob, run_task
 from launch.snapshot import copy_code
 from resnet_dist.config import Config
-from resnet_dist.config.load import Resolved, describe
+from resnet_dist.config.help.listing import describe
+from resnet_dist.config.load import Resolved
 from resnet_dist.data.micro_batches import choose_batch_split
 from resnet_dist.errors import UserError
 from resnet_dist.run.folder import run_folder

@@ -85,7 +85,8 @@ def build_components(
     train = config.train
     cadence = cadence_of(config, len(datasets.train))
     step = sync_build_step(config, state, batch_split, world=world)
-    first = first_synchronised(step.network, train=train)
+    speed = config.performance.speed_on(world.device.type)
+    first = first_synchronised(step.network, speed=speed)
     recorder, saver = build_records(config, state, datasets, world)
     return Components(
         step=step,

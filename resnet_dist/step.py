@@ -15,9 +15,10 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from resnet_dist.config import LossConfig
 from resnet_dist.data.batch import Batch
 from resnet_dist.faults.non_finite import NonFiniteGuard
-from resnet_dist.loss import LossSettings, loss_sum, main_labels
+from resnet_dist.loss import loss_sum, main_labels
 
 AUTOCAST_DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """Autocast type of each `train.precision`; None: none."""
@@ -37,7 +38,7 @@ class StepSettings:
     over the global batch, given that DDP averages over the ranks. Local sizes may differ."""
     autocast_dtype: torch.dtype | None
     """None: float32."""
-    loss: LossSettings
+    loss: LossConfig
     clip_grad_norm: float | None
     clip_grad_value: float | None
 

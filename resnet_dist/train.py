@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from resnet_dist import preview
 from resnet_dist.config.load import load_config, parse_arguments
 from resnet_dist.data.micro_batches import choose_batch_split
 from resnet_dist.errors import UserError, report_error
@@ -28,15 +29,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     stop_at_once_on_signals()
     try:
         arguments = parse_arguments(argv, prog="resnet_dist.train", description="Train a ResNet.")
+        answered = preview.answer(arguments)  # --help KEY, --print-config
+        if answered is not None:
+            return answered
         resolved = load_config(arguments.files, arguments.overrides)
-        if not arguments.print_config:
-            choose_batch_split(resolved.config.train, launched_ranks().size)
+        choose_batch_split(resolved.config.train, launched_ranks().size)
     except UserError as error:  # the same on every rank, so one speaks
         return report_error(error, speaks=is_main)
-    if arguments.print_config:
-        from resnet_dist.run_summary import print_config
-
-        return print_config(resolved) if is_main else 0
 
     # Only now: importing torch takes seconds.
     from resnet_dist.trainer import train

@@ -117,7 +117,7 @@ def run(resolved: Resolved, world: World) -> int:
         restore()
         return evaluate_only(config, state, datasets, world)
 
-    sync_attempt(world, check_device, config.train, world.device)
+    sync_attempt(world, check_device, config, world.device)
     watchdog = sync_build_watchdog(config.faults.watchdog_s, folder, world)
     with sync_own_run_folder(folder, world, config.dist.timeout_s), watchdog:
         loaded = restore()
@@ -208,13 +208,13 @@ def prepare_run(
 
 def configure_torch(config: Config, world: World) -> None:
     """Process-wide settings of torch."""
-    train = config.train
+    performance = config.performance
     num_threads = threads_per_rank(world.local_size)
     if world.device.type == "cpu" and config.model.width < MIN_WIDTH_FOR_THREADS:
         num_threads = 1
-    torch.set_num_threads(train.num_threads or num_threads)
-    torch.backends.cudnn.benchmark = not train.deterministic
-    if train.deterministic:
+    torch.set_num_threads(performance.num_threads or num_threads)
+    torch.backends.cudnn.benchmark = not performance.deterministic
+    if performance.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
 

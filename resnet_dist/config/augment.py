@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from resnet_dist.config.rules import Rules
+from resnet_dist.config.setting import Rules
 
 
 @dataclass(frozen=True, kw_only=True)

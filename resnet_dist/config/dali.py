@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from resnet_dist.config.rules import Rules, free
+from resnet_dist.config.setting import Rules, free
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from typing import Literal
 from resnet_dist.config.augment import AugmentFields
 from resnet_dist.config.dali import DaliFields
 from resnet_dist.config.memory import MemoryFields
-from resnet_dist.config.rules import Rules, free
+from resnet_dist.config.setting import Rules, free, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +19,9 @@ class DataConfig(AugmentFields, DaliFields, MemoryFields):
     root: str | None = free(None)
     """Folder with one folder a split, each with one folder a class or packed by
     resnet_dist.prepare. None: the embedded data set."""
+    num_train_samples: int | None = setting(None, ge=1, hint="ImageNet-1k has 1281167", free=True)
+    """Number of training samples, for --print-config without the data being there; where the data
+    is indexed, its count is taken. null: it is counted."""
     train_split: str = free("train")
     """Name of the training folder below `data.root`."""
     val_split: str = free("val")

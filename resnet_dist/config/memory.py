@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from resnet_dist.config.rules import Rules, free
+from resnet_dist.config.setting import Rules, free
 
 
 @dataclass(frozen=True, kw_only=True)

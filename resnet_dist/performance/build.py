@@ -6,10 +6,9 @@ from contextlib import nullcontext
 
 import torch
 
-from resnet_dist.config import Config, TrainConfig
+from resnet_dist.config import Config
 from resnet_dist.data.micro_batches import BatchSplit
 from resnet_dist.errors import UserError
-from resnet_dist.loss import LossSettings
 from resnet_dist.optim.schedules import build_momentum_schedule
 from resnet_dist.performance.cuda_graph import (
     WARM_UP_STEPS,
@@ -32,12 +31,12 @@ def sync_build_step(
     """How a training step is taken: wraps the model, and captures it if that is asked for. All
     ranks must call it."""
     train = config.train
-    check_device(train, world.device)
-    speed = train.speed_on(world.device.type)
+    check_device(config, world.device)
+    speed = config.performance.speed_on(world.device.type)
     graphs = CudaGraphs(world.device) if speed.cuda_graph else None
     low, high = batch_split.micro_batch_slice(world.rank, 0)
     with graphs.side_stream() if graphs else nullcontext():
-        network = wrap_model(state.model, train=train, dist=config.dist, world=world)
+        network = wrap_model(state.model, train=train, dist=config.dist, world=world, speed=speed)
         warm_up_buckets(
             network,
             train=train,
@@ -49,7 +48,7 @@ def sync_build_step(
         network=network,
         optimizer=state.optimizer,
         scaler=state.scaler,
-        settings=step_settings(train, batch_split),
+        settings=step_settings(config, batch_split),
         on_logits=state.meter.update,
         guard=state.guard,
     )
@@ -61,42 +60,38 @@ def sync_build_step(
     return kind(eager, graphs, warm_up_steps=warm_up_steps)
 
 
-def check_device(train: TrainConfig, device: torch.device) -> None:
+def check_device(config: Config, device: torch.device) -> None:
     """Raises UserError if the device cannot train as it is asked to."""
-    speed = train.speed_on(device.type)
+    speed = config.performance.speed_on(device.type)
     if speed.cuda_graph and device.type != "cuda":
         raise UserError(
-            "train.cuda_graph (True): needs a GPU, and this run is on CPUs; set "
-            "train.cuda_graph=false, or another train.performance if that is graphed (a run may be "
-            "resumed with another value of both)"
+            "performance.cuda_graph (True): needs a GPU, and this run is on CPUs; set "
+            "performance.cuda_graph=false, or another performance.preset if that is graphed (a run "
+            "may be resumed with another value of both)"
         )
     if speed.fused_norm and device.type == "cuda":
         from resnet_dist.performance.kernels.verify import verify_kernels  # only where it is wanted
 
         try:
-            wrong = verify_kernels(device, AUTOCAST_DTYPES[train.precision] or torch.float32)
+            wrong = verify_kernels(device, AUTOCAST_DTYPES[config.train.precision] or torch.float32)
         except Exception as error:  # whatever a compiler says
             wrong = f"they do not run: {type(error).__name__}: {error}"
         if wrong:
             raise UserError(
-                f"train.fused_norm (True): the kernels do not work on {device} "
-                f"({torch.cuda.get_device_name(device)}): {wrong}; set train.fused_norm=false (a "
-                f"run may be resumed with the other value)"
+                f"performance.fused_norm (True): the kernels do not work on {device} "
+                f"({torch.cuda.get_device_name(device)}): {wrong}; set "
+                f"performance.fused_norm=false (a run may be resumed with the other value)"
             )
 
 
-def step_settings(train: TrainConfig, batch_split: BatchSplit) -> StepSettings:
+def step_settings(config: Config, batch_split: BatchSplit) -> StepSettings:
     """What a step computes."""
+    train = config.train
     return StepSettings(
         accumulation_steps=batch_split.accumulation_steps,
         gradient_scale=batch_split.world_size / train.global_batch_size,
         autocast_dtype=AUTOCAST_DTYPES[train.precision],
-        loss=LossSettings(
-            name=train.loss,
-            label_smoothing=train.label_smoothing,
-            sums_classes=train.bce_sum_classes,
-            target_threshold=train.bce_target_threshold,
-        ),
+        loss=config.loss,
         clip_grad_norm=train.clip_grad_norm,
         clip_grad_value=train.clip_grad_value,
     )

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from resnet_dist.config import RunConfig
-from resnet_dist.config.load import Resolved, describe
+from resnet_dist.config.help.listing import describe
+from resnet_dist.config.load import Resolved
 from resnet_dist.errors import UserError
 from resnet_dist.system.files import replace_file
 

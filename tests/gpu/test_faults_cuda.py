@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from resnet_dist.checkpoint.snapshot import Snapshots
-from resnet_dist.config import ModelConfig, OptimConfig
+from resnet_dist.config import LossConfig, ModelConfig, OptimConfig
 from resnet_dist.data.batch import Batch
 from resnet_dist.faults.non_finite import NonFiniteGuard
-from resnet_dist.loss import LossSettings
 from resnet_dist.models.build import build_model
 from resnet_dist.optim.build import build_optimizer
 from resnet_dist.step import EagerStep, StepSettings
@@ -72,7 +71,7 @@ def test_a_step_is_skipped_on_the_device(precision: torch.dtype | None) -> None:
     labels = torch.arange(8, device=device)
     bad = images.clone()
     bad[3, 1, 4, 4] = float("nan")
-    settings = StepSettings(1, 1 / 8, precision, LossSettings(), None, None)
+    settings = StepSettings(1, 1 / 8, precision, LossConfig(), None, None)
 
     taken = EagerStep(
         network=model,

@@ -226,7 +226,7 @@ def test_the_same_job_without_slurm(tmp_path: Path, run_root: Path, slurm: Clust
 @pytest.mark.timeout(900)
 def test_the_default_data_set_on_two_nodes(slurm: Cluster, tmp_path: Path) -> None:
     """The quickstart to its end, against torchrun alone with as many ranks."""
-    settings = ["train.precision=float32", "train.num_threads=1"]
+    settings = ["train.precision=float32", "performance.num_threads=1"]
     words = ["--nodes=2", "--ranks-per-node=2", *settings, f"run.dir={tmp_path / 'run'}"]
     said = slurm.launch("submit", *words).stdout
     run = Submitted(slurm, tmp_path / "run", job_id_of(said))

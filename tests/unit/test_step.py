@@ -10,11 +10,10 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from resnet_dist.config import CheckpointConfig, EvalConfig, FaultsConfig, LogConfig
+from resnet_dist.config import CheckpointConfig, EvalConfig, FaultsConfig, LogConfig, LossConfig
 from resnet_dist.data.batch import Batch
 from resnet_dist.faults.non_finite import NonFiniteGuard
 from resnet_dist.loop import Cadence
-from resnet_dist.loss import LossSettings
 from resnet_dist.optim.scaling import build_scaler
 from resnet_dist.step import EagerStep, StepSettings
 
@@ -42,7 +41,7 @@ def settings(**changes: object) -> StepSettings:
         "accumulation_steps": 3,
         "gradient_scale": 1 / 10,
         "autocast_dtype": None,
-        "loss": LossSettings(label_smoothing=0.1),
+        "loss": LossConfig(label_smoothing=0.1),
         "clip_grad_norm": None,
         "clip_grad_value": None,
     }

@@ -21,7 +21,7 @@ from resnet_dist.data.loaders import build
 from resnet_dist.data.loaders.build import open_index
 from resnet_dist.data.micro_batches import BatchSplit
 from resnet_dist.errors import UserError
-from resnet_dist.run_summary import derived_lines
+from resnet_dist.preview import derived_lines
 
 CPU = torch.device("cpu")
 

@@ -10,10 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from resnet_dist.config import OptimConfig
+from resnet_dist.config import LossConfig, OptimConfig
 from resnet_dist.data.batch import Batch
 from resnet_dist.faults.non_finite import NonFiniteGuard
-from resnet_dist.loss import LossSettings
 from resnet_dist.optim.build import build_optimizer
 from resnet_dist.step import EagerStep, StepSettings
 
@@ -46,7 +45,7 @@ class Run:
             "accumulation_steps": 1,
             "gradient_scale": 1 / 6,
             "autocast_dtype": None,
-            "loss": LossSettings(),
+            "loss": LossConfig(),
             "clip_grad_norm": None,
             "clip_grad_value": None,
         }

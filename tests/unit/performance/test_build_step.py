@@ -11,6 +11,7 @@ from torch import nn
 
 from resnet_dist.config import Config
 from resnet_dist.config.load import load_config
+from resnet_dist.config.performance import PLAIN, Speed
 from resnet_dist.data.micro_batches import choose_batch_split
 from resnet_dist.errors import UserError
 from resnet_dist.performance import build
@@ -25,7 +26,7 @@ from resnet_dist.step import EagerStep, Step
 from resnet_dist.world import World
 from tests.unit.performance.recorded_graph import RecordedGraphs
 
-CAPTURED = "train.cuda_graph=true"
+CAPTURED = "performance.cuda_graph=true"
 ONE_CYCLE = ("schedule.name=one_cycle", "schedule.warmup_epochs=0")
 
 
@@ -90,18 +91,18 @@ def test_the_compiler_sees_the_real_micro_batch_first(builder: Builder) -> None:
     settings = ["train.global_batch_size=26", "train.max_micro_batch_size=5"]
     builder.build(config_of(*settings), rank=1, world_size=3)
     assert builder.warm_up["batch_size"] == 2
-    builder.build(config_of(*settings, "train.compile=true"), rank=1, world_size=3)
+    builder.build(config_of(*settings, "performance.compile=true"), rank=1, world_size=3)
     assert builder.warm_up["batch_size"] in (4, 5)
 
 
 def test_a_replay_calls_no_hook_so_nothing_marks_its_first_collective() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
-    assert first_synchronised(model, train=config_of().train) is not None
-    assert first_synchronised(model, train=config_of(CAPTURED).train) is None
+    assert first_synchronised(model, speed=PLAIN) is not None
+    assert first_synchronised(model, speed=Speed(cuda_graph=True)) is None
 
 
 def test_a_cpu_cannot_capture() -> None:
-    build.check_device(config_of().train, torch.device("cpu"))
-    build.check_device(config_of(CAPTURED).train, torch.device("cuda"))
+    build.check_device(config_of(), torch.device("cpu"))
+    build.check_device(config_of(CAPTURED), torch.device("cuda"))
     with pytest.raises(UserError, match="needs a GPU"):
-        build.check_device(config_of(CAPTURED).train, torch.device("cpu"))
+        build.check_device(config_of(CAPTURED), torch.device("cpu"))
