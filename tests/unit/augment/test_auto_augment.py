@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,18 +44,18 @@ BATCHED_BOUND = 0.02  # mean absolute difference of apply_batched, of 255
 LOADERS_BOUND = 0.6  # of the two loaders, whose pixels differ by 0.16 before the operations
 
 
-@pytest.fixture(scope="module", params=["generated", "imagenet"])
+@pytest.fixture(scope="module", params=["generated", "photographs"])
 def data(
-    request: pytest.FixtureRequest, image_root: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    image_root: Path,
+    real_images: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> DataConfig:
-    """Small generated images always; real ones where RESNET_DIST_TEST_IMAGENET names a folder."""
+    """Small generated images, and photographs."""
     cache = tmp_path_factory.mktemp("operations")
     if request.param == "generated":
         return DataConfig(root=str(image_root), cache_dir=str(cache), train_size=32)
-    folder = os.environ.get("RESNET_DIST_TEST_IMAGENET")
-    if not folder:
-        pytest.skip("RESNET_DIST_TEST_IMAGENET does not name a folder of class folders")
-    (cache / "train").symlink_to(folder)
+    (cache / "train").symlink_to(real_images)
     return DataConfig(root=str(cache), cache_dir=str(cache / "cache"), train_size=224)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -31,11 +30,14 @@ LOADERS: tuple[Any, ...] = ("dali", "torch")
 WriteImage = Callable[..., None]
 
 
-@pytest.fixture(scope="module", params=["generated", "imagenet"])
+@pytest.fixture(scope="module", params=["generated", "photographs"])
 def data(
-    request: pytest.FixtureRequest, image_root: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    image_root: Path,
+    real_images: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> DataConfig:
-    """Small generated images always; real ones where RESNET_DIST_TEST_IMAGENET names a folder."""
+    """Small generated images, and photographs."""
     cache = tmp_path_factory.mktemp("parity")
     if request.param == "generated":
         return DataConfig(
@@ -45,11 +47,8 @@ def data(
             eval_size=48,
             eval_resize_size=56,
         )
-    folder = os.environ.get("RESNET_DIST_TEST_IMAGENET")
-    if not folder:
-        pytest.skip("RESNET_DIST_TEST_IMAGENET does not name a folder of class folders")
     for split in ("train", "val"):
-        (cache / split).symlink_to(folder)
+        (cache / split).symlink_to(real_images)
     return DataConfig(root=str(cache), cache_dir=str(cache / "cache"))
 
 

@@ -153,25 +153,16 @@ def denormalise(data: DataConfig, images: torch.Tensor) -> torch.Tensor:
     return (images * std + mean) * 255
 
 
-def imagenet_config(cache: Path) -> DataConfig | None:
-    """A root whose splits are the class folders that RESNET_DIST_TEST_IMAGENET names."""
-    folder = os.environ.get("RESNET_DIST_TEST_IMAGENET")
-    if not folder:
-        return None
-    (cache / "root").mkdir()
-    (cache / "root/train").symlink_to(folder)
-    (cache / "root/val").symlink_to(folder)
-    return DataConfig(root=str(cache / "root"), cache_dir=str(cache), loader="torch")
-
-
-@pytest.fixture(params=["generated", "imagenet"])
-def parity_data(request: pytest.FixtureRequest, data: DataConfig, tmp_path: Path) -> DataConfig:
+@pytest.fixture(params=["generated", "photographs"])
+def parity_data(
+    request: pytest.FixtureRequest, data: DataConfig, real_images: Path, tmp_path: Path
+) -> DataConfig:
     if request.param == "generated":
         return data
-    real = imagenet_config(tmp_path)
-    if real is None:
-        pytest.skip("RESNET_DIST_TEST_IMAGENET does not name a folder of class folders")
-    return real
+    (tmp_path / "root").mkdir()
+    for split in ("train", "val"):
+        (tmp_path / "root" / split).symlink_to(real_images)
+    return DataConfig(root=str(tmp_path / "root"), cache_dir=str(tmp_path), loader="torch")
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
