@@ -8,7 +8,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch import follow, runs
+from launch.records.submissions import expand, submissions
+from launch.reports.follow import Tail
 from resnet_dist.errors import UserError
 
 
@@ -26,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     print(f"==> {path} <==", flush=True)
-    tail = follow.Tail(path)
+    tail = Tail(path)
     tail.skip_to_last(arguments.lines)
     tail.show_new()
     try:
@@ -40,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def find_log(run_dir: Path, node: int) -> Path:
     """The log of the last submission that has one. Raises UserError."""
-    runs.expand(run_dir)  # to say so if it is no run
-    for submission in reversed(runs.submissions(run_dir)):
+    expand(run_dir)  # raises if it is no run
+    for submission in reversed(submissions(run_dir)):
         path = submission.log(node)
         if path.exists():
             return path

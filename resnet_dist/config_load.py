@@ -231,7 +231,19 @@ def to_flat(config: Config) -> dict[str, Any]:
     return flat
 
 
-def exact_differences(saved: Mapping[str, Any], config: Config) -> list[str]:
+@dataclass(frozen=True)
+class Difference:
+    """A setting that changes the mathematics, and is not what it was."""
+
+    key: str
+    before: Any
+    now: Any
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.before!r} in the checkpoint, {self.now!r} now"
+
+
+def exact_differences(saved: Mapping[str, Any], config: Config) -> list[Difference]:
     """What differs from a checkpoint's settings among those that change the mathematics.
 
     A key that the checkpoint does not know (it is older) is compared with the default.
@@ -241,7 +253,7 @@ def exact_differences(saved: Mapping[str, Any], config: Config) -> list[str]:
     for key, item in field_paths().items():
         before = saved.get(key, defaults[key])
         if item.metadata.get("exact", True) and before != current[key]:
-            differences.append(f"{key}: {before!r} in the checkpoint, {current[key]!r} now")
+            differences.append(Difference(key, before, current[key]))
     return differences
 
 

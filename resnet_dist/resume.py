@@ -90,7 +90,7 @@ def check_identity(loaded: Loaded, config: Config, current: dict[str, Any]) -> N
         raise AgreedError(_refusal(loaded, differences, "give run.dir a new folder"))
     if config.run.allow_config_change or config.run.evaluate_only:
         return
-    differences = exact_differences(saved["config"], config)
+    differences = [str(each) for each in exact_differences(saved["config"], config)]
     if saved["data"]["train"] != current["data"]["train"]:
         differences.append("data.root: the training samples are not those of the checkpoint")
     if differences:
@@ -127,7 +127,7 @@ def _architecture(saved: dict[str, Any], config: Config) -> list[str]:
     """Differences that no setting can allow: the tensors would not fit."""
     names = ("model.name", "model.width", "model.stem", "optim.name")
     relevant = names[:-1] if config.run.evaluate_only else names
-    return [text for text in exact_differences(saved, config) if text.split(":")[0] in relevant]
+    return [str(each) for each in exact_differences(saved, config) if each.key in relevant]
 
 
 def _refusal(loaded: Loaded, differences: list[str], remedy: str) -> str:

@@ -22,7 +22,7 @@ Reference = Callable[[int], Path]
 Start = Callable[..., Submitted]
 
 SLOW_S = 0.5
-TRAINING = r"^\S+ -u -m (tests.faults.traced|launch.agent) "
+TRAINING = r"^\S+ -u -m (tests.faults.traced|launch.node.agent) "
 """What the command lines of torchrun and of workers begin with."""
 
 
@@ -159,7 +159,7 @@ def test_a_worker_and_then_an_agent_is_killed(
     assert "exitcode: -9" in str(status["attempts"][0]["restart_reasons"])
 
     at = time.time()
-    slurm.node("node2").kill(r"^\S+ -u -m launch.agent ")
+    slurm.node("node2").kill(r"^\S+ -u -m launch.node.agent ")
     run.wait_for_restart(1)
     report("an agent killed", run, at, count=3)
     run.wait_for_end()

@@ -1,0 +1,1 @@
+"""What became of runs, for people and for programs."""

@@ -1,0 +1,1 @@
+"""From a command line to a batch script and a job of Slurm."""
