@@ -1,8 +1,8 @@
-"""What happens to a run from outside: the request to stop.
+"""The request to stop that comes from outside: preemption, a time limit, Ctrl-C.
 
 Owns the signal handlers. A handler only sets a flag; the ranks agree on the step at which they all
 stop in a small collective about every `AGREEMENT_INTERVAL_S`, not in every step, so that a signal
-to one rank suffices and no rank goes on alone. A second SIGINT stops at once.
+to one rank suffices and no rank continues alone. A second SIGINT stops at once.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ STOPPED_CODE_VARIABLE = "RESNET_DIST_STOPPED_EXIT_CODE"
 starts workers again that end with any other code."""
 
 STALLED_EXIT_CODE = GuardError.exit_code
-"""Exit code of a rank that got no further, as of every run that a guard ended (EX_SOFTWARE).
-Started again, it goes on from its newest checkpoint."""
+"""Exit code of a rank that makes no progress, as of every run that a guard ended (EX_SOFTWARE).
+Started again, the run resumes from its newest checkpoint."""
 
 AGREEMENT_INTERVAL_S = 2.0
 """Longest time between a signal and the ranks' agreement, besides one step."""
@@ -47,9 +47,9 @@ def stopped_exit_code() -> int:
 
 
 def stop_at_once_on_signals() -> None:
-    """Before training begins nothing can be lost: leave with the code of a stopped run.
+    """Exit with the code of a stopped run on a signal: before training nothing can be lost.
 
-    Main thread only. `StopSignal` takes over while training, and gives the signals back to this.
+    Main thread only. `StopSignal` replaces these handlers while training, and restores them.
     """
 
     code = stopped_exit_code()
@@ -80,13 +80,13 @@ class StopSignal:
         self._last_time = time.monotonic()
 
     def __enter__(self) -> StopSignal:
-        """Take over the signals. Main thread only."""
+        """Install the handlers. Main thread only."""
         self._previous = {number: signal.signal(number, self._handle) for number in _SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Give them back; but where the ranks have agreed to stop, and the process is about to end
-        by itself, only SIGINT can hurry it."""
+        """Restore the former handlers; but where the ranks have agreed to stop, and the process is
+        about to end by itself, only SIGINT can end it sooner."""
         for number, handler in self._previous.items():
             is_ending = self._is_agreed and number != signal.SIGINT
             signal.signal(number, signal.SIG_IGN if is_ending else handler)
@@ -133,14 +133,14 @@ class StopSignal:
 
     @property
     def reason(self) -> str:
-        """What stopped the run, in words; after the ranks have agreed."""
+        """What stopped the run, for people; after the ranks have agreed."""
         if self._agreed_signal:
             return f"a signal ({signal.Signals(self._agreed_signal).name})"
         return "itself"
 
     def durable_line(self) -> str:
-        """How long it took from the first rank's signal until now, when the checkpoint is durable;
-        with a warning if that is near the time after which torchrun kills its workers."""
+        """Message with the time from the first rank's signal until now, when the checkpoint is
+        durable, and a warning if that is near the time after which torchrun kills its workers."""
         seconds = self._agreed_age + time.monotonic() - self._agreed_at
         line = f"stopped by {self.reason}: the checkpoint was durable {seconds:.1f} s after it"
         if seconds > SLOW_STOP_S:

@@ -1,5 +1,5 @@
-"""What a cluster does to a job: it is pushed aside, loses nodes and networks, and ends up with the
-weights that it would have had anyway."""
+"""What a cluster does to a job: it is preempted, loses nodes and networks, and ends up with the
+weights of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -245,7 +245,7 @@ def test_a_bad_node_is_named_and_left_out(
 
 @pytest.mark.slow  # of the same kind as two runs of the sweep
 def test_a_run_that_cannot_work_is_given_up(slurm: Cluster, tmp_path: Path, run_root: Path) -> None:
-    """Not requeued for ever: bad input at once."""
+    """Not requeued without end: bad input at once."""
     run = submit(slurm, tmp_path / "run", run_root, "--nodes=1", "model.num_classes=2")
     run.wait_for_end("FAILED")
     (reason,) = run.reasons()
