@@ -58,8 +58,8 @@ def test_a_time_limit_is_no_end(
     least: int,
     slow_s: float,
 ) -> None:
-    """Reached once or more often: requeued, resumed at the step of the checkpoint, equal bit for bit
-    to an uninterrupted run."""
+    """Reached once or more often: requeued, resumed at the step of the checkpoint, and equal bit
+    for bit to an uninterrupted run."""
     limit = ["--time=1m", "--signal-delay-s=10"]
     run = submit(slurm, tmp_path / "run", run_root, "--nodes=2", *limit, slow_s=slow_s)
     run.wait_for_end(timeout_s=400)
