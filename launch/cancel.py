@@ -19,6 +19,7 @@ from launch.cluster import slurm
 from launch.records.attempt import request_cancel
 from launch.records.submissions import find_runs, last_submission
 from launch.reports.run_status import run_status
+from launch.reports.text import print_error
 from resnet_dist.checkpoint.lock import owner_of
 from resnet_dist.errors import UserError
 
@@ -38,8 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         asked = [folder for folder in folders if ask(folder)]
         killed = [folder for folder in asked if not wait_for_end(folder, arguments.timeout)]
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return print_error(error)
     for folder in folders:
         end = run_status(folder)
         print(f"{folder}: {end.state} at step {end.progress.step}")

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from launch.cluster.option_sources import add_options, given_options, load_cluster
 from launch.node.preflight import examine
+from launch.reports.text import print_error
 from resnet_dist.config_load import load_config
 from resnet_dist.errors import UserError
 
@@ -29,8 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         cluster = load_cluster(arguments.cluster, given_options(arguments))
         findings = examine(cluster, config)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return print_error(error)
     host = socket.gethostname()
     for problem in findings.problems:
         print(f"{host}: {problem}")

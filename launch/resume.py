@@ -14,7 +14,8 @@ from pathlib import Path
 from launch.cluster.option_sources import given_options, load_cluster
 from launch.records.progress import last_outcome
 from launch.records.submissions import Submission, expand, last_submission
-from launch.submission.command_line import build_parser, carry_out, print_error
+from launch.reports.text import print_error
+from launch.submission.command_line import build_parser, carry_out
 from launch.submission.request import Request, absolute
 from resnet_dist.config_load import Resolved, exact_differences, load_config, to_flat
 from resnet_dist.errors import UserError

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 
 from launch.records.submissions import find_runs
-from launch.reports.text import as_json, details, table
+from launch.reports.text import as_json, details, print_error, table
 from resnet_dist.errors import UserError
 
 
@@ -40,8 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return 0
             time.sleep(arguments.watch)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return print_error(error)
     except KeyboardInterrupt:
         return 0
 

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 
 from launch.cluster.option_sources import given_options, load_cluster
 from launch.cluster.options import ClusterConfig
-from launch.submission.command_line import build_parser, carry_out, print_error
+from launch.reports.text import print_error
+from launch.submission.command_line import build_parser, carry_out
 from launch.submission.request import Request, absolute
 from launch.submission.sweep import named_combinations
 from resnet_dist.config_load import Resolved, load_config, shipped_configs

@@ -50,8 +50,8 @@ def installed_gpus() -> list[Gpu]:
     except subprocess.TimeoutExpired:
         raise UserError(f"nvidia-smi does not answer in {_TIMEOUT_S} s: a GPU hangs") from None
     if ended.returncode != 0:
-        words = " ".join((ended.stdout + ended.stderr).split())
-        raise UserError(f"nvidia-smi failed: {words}")
+        printed = " ".join((ended.stdout + ended.stderr).split())
+        raise UserError(f"nvidia-smi failed: {printed}")
     gpus = []
     for line in ended.stdout.splitlines():
         uuid, comma, name = line.partition(",")

@@ -178,7 +178,7 @@ def _first_failure(attempt: AttemptNotes, srun_code: int) -> _Failure | None:
         has_ended = any(isinstance(note, TaskEnd) for note in notes)
         if not has_ended and not any(note.node == node for note in terms):
             host = attempt.host_of(node)
-            reason = f"the task on {host} ended without a word (killed, or its node lost)"
+            reason = f"the task on {host} left no record of its end (killed, or its node lost)"
             return _Failure(Cause.TASK_LOST, reason)
     if srun_code != 0 and not terms:
         return _Failure(Cause.SRUN_FAILED, f"srun ended with code {srun_code}")

@@ -182,14 +182,14 @@ def _without_ending(notes: AttemptNotes) -> AttemptRow:
     told = {note.node for note in notes.notes if isinstance(note, (SignalNote, TaskEnd))}
     silent = [notes.host_of(node) for node in notes.nodes if node not in told]
     if told and silent:
-        reason = f"{', '.join(silent)} left no word, and was lost or killed"
+        reason = f"{', '.join(silent)} left no record, and was lost or killed"
         return _row(notes, LOST, Cause.TASK_LOST, reason)
     if signals:
         cause = Cause.ENDED_BY_SLURM if any(note.is_term for note in signals) else Cause.SIGNALLED
         kinds = ", ".join(sorted({note.signal for note in signals}))
         reason = f"{kinds}, and killed before it could say how it ended"
         return _row(notes, Outcome.STOPPED, cause, reason)
-    reason = "left no word; its nodes or its batch script were killed"
+    reason = "left no record; its nodes or its batch script were killed"
     return _row(notes, LOST, Cause.TASK_LOST, reason)
 
 

@@ -1,9 +1,10 @@
-"""The status of runs as text for people, and as JSON for programs."""
+"""The status of runs, and errors, as text for people; the status also as JSON for programs."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 import time
 from collections.abc import Sequence
 from datetime import timedelta
@@ -11,9 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from launch.reports.run_status import AttemptRow, RunStatus, run_status
+from resnet_dist.errors import UserError
 
 COLUMNS = ("run", "job", "state", "tries", "step", "loss", "top1", "img/s", "left", "why")
 _MAX_REASON = 100
+
+
+def print_error(error: UserError) -> int:
+    """Print an error, one rule per line. Returns the exit code."""
+    print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
+    return error.exit_code
 
 
 def table(folders: Sequence[Path]) -> str:

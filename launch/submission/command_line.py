@@ -35,12 +35,6 @@ def build_parser(prog: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def print_error(error: UserError) -> int:
-    """Print an error, one rule per line. Returns the exit code."""
-    print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
-    return error.exit_code
-
-
 def carry_out(request: Request, arguments: argparse.Namespace) -> int:
     """Show, run or submit a request. Returns the exit code. Raises UserError."""
     _check_configs(request)

@@ -185,7 +185,7 @@ def lose_power(slurm: Cluster, start: Start, reference: Reference, number: int, 
     first, second = run.hosts()
     assert name in first
     assert name not in second
-    assert run.reasons()[0].startswith(f"lost: {name} left no word"), run.reasons()
+    assert run.reasons()[0].startswith(f"lost: {name} left no record"), run.reasons()
     assert_bit_for_bit(run, reference(2))
 
 

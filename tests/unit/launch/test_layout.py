@@ -162,6 +162,13 @@ def test_submitit_is_used_by_its_public_names(path: Path) -> None:
     }
     private = {name for name in used if name.startswith("_")}
     assert private == PRIVATE.get(module_of(path), set())
+    if used:  # and no private attribute of its objects
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and node.attr.startswith("_"):
+                assert isinstance(node.value, ast.Name), node.attr
+                assert node.value.id in ("self", "cls"), node.attr
+    if module_of(path) not in PRIVATE:
+        assert "submitit.core._submit" not in path.read_text()
 
 
 def test_the_range_of_submitits_versions_is_bounded() -> None:

@@ -159,7 +159,14 @@ SCENARIOS: list[tuple[Scenario, str, Cause, str, bool, tuple[str, ...]]] = [
         True,
         (),
     ),
-    (silent_task, "failed", Cause.TASK_LOST, "the task on node2 ended without a word", True, ()),
+    (
+        silent_task,
+        "failed",
+        Cause.TASK_LOST,
+        "the task on node2 left no record of its end",
+        True,
+        (),
+    ),
     (
         before_any_node,
         "failed",

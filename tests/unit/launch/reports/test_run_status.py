@@ -64,8 +64,8 @@ def test_a_controller_that_cannot_be_reached(eventful: MadeUp, mock: MockSlurm) 
         (("refused", "bad lr"), None, "FAILED", "REFUSED", "bad lr"),
         (("stopped", "time limit"), "stopped", None, "STOPPED", "time limit"),
         (("stopped", "Slurm ended it (SIGTERM)"), "stopped", "CANCELLED", "CANCELLED", "SIGTERM"),
-        (None, None, "TIMEOUT", "TIMEOUT", "left no word"),
-        (None, None, None, "LOST", "left no word"),
+        (None, None, "TIMEOUT", "TIMEOUT", "left no record"),
+        (None, None, None, "LOST", "left no record"),
     ],
 )
 def test_the_state_of_a_run_that_has_ended(

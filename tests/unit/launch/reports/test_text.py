@@ -33,7 +33,7 @@ def test_the_words_for_one_run(eventful: MadeUp, mock: MockSlurm) -> None:
     assert "node1,node2  failed at step 100: preflight: node2: no room" in text
     assert "torchrun: node1: failed (exitcode: -9)" in text
     assert "left out from then on: node2" in text
-    assert "node1,node3  lost: left no word" in text
+    assert "node1,node3  lost: left no record" in text
     assert text.endswith("node4,node5  running")
 
 
@@ -48,7 +48,7 @@ def test_the_table(eventful: MadeUp, mock: MockSlurm, tmp_path: Path) -> None:
     assert head.split() == list(COLUMNS)
     cells = ["eventful", "7", "RUNNING", "3+2", "500/1000", "1.2500", "50.00%", "800", "0:16:40"]
     assert first.split()[:9] == cells
-    assert "left no word" in first
+    assert "left no record" in first
     assert second.split() == ["waiting", "8", "PENDING", "0", "0", *"----", "Priority"]
     assert first.index("RUNNING") == second.index("PENDING") == head.index("state")
 
