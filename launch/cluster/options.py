@@ -21,11 +21,11 @@ class ClusterConfig:
     """Resources, limits and surroundings of a job."""
 
     nodes: int = 1
-    """Nodes; one task each, which runs torchrun."""
+    """Number of nodes; each has one task, which runs torchrun."""
     gpus_per_node: int = 0
-    """GPUs of each node, one rank each. 0: train on CPUs."""
+    """GPUs per node, one rank each. 0: train on CPUs."""
     ranks_per_node: int | None = None
-    """Processes of each node. None: one a GPU, or one where there are none."""
+    """Processes per node. None: one per GPU, or one where there are none."""
     time: str = "24h"
     """Time limit of one attempt: 24h, 90m, 2d12h, 30 (minutes), HH:MM:SS, D-HH or D-HH:MM:SS. The
     run itself may last longer: it is requeued at the limit."""
@@ -46,11 +46,11 @@ class ClusterConfig:
     exclusive: bool = False
     """Share the nodes with no other job."""
     cpus_per_gpu: int | None = None
-    """CPU cores for each rank. None: what the cluster gives by default."""
+    """CPU cores per rank. None: what the cluster gives by default."""
     mem_gb_per_gpu: float | None = None
-    """Memory for each rank, GB. None: what the cluster gives by default."""
+    """Memory per rank, GB. None: what the cluster gives by default."""
     array_parallelism: int = 256
-    """Most runs of a sweep at a time."""
+    """Runs of a sweep at a time, at most."""
     job_name: str | None = None
     """Name in the queue. None: run.name."""
     comment: str | None = None
@@ -64,7 +64,7 @@ class ClusterConfig:
     env: dict[str, str] = field(default_factory=dict)
     """Environment variables for the job."""
     container: str | None = None
-    """Image to run in, with what requirements.lock names; the code comes from the run folder."""
+    """Image with the packages of requirements.lock; the code comes from the run folder."""
     container_runtime: Literal["pyxis", "apptainer"] = "pyxis"
     """pyxis: srun's --container-image (enroot); apptainer: `apptainer exec`."""
     container_mounts: list[str] = field(default_factory=list)
@@ -155,7 +155,7 @@ class ClusterConfig:
 
 
 def option(name: str) -> str:
-    """The command line's spelling of a field."""
+    """The command-line option of a field."""
     return "--" + name.replace("_", "-")
 
 

@@ -57,7 +57,7 @@ def test_each_rule_names_its_option(name: str, value: object, words: str) -> Non
     assert words in lines[0]
 
 
-def test_ranks_are_one_a_gpu() -> None:
+def test_ranks_are_one_per_gpu() -> None:
     assert load_cluster([], {"gpus_per_node": 4, "ranks_per_node": 4}).num_ranks_per_node == 4
     with pytest.raises(
         UserError, match=r"--ranks-per-node \(2\): must equal --gpus-per-node \(4\)"
@@ -66,7 +66,7 @@ def test_ranks_are_one_a_gpu() -> None:
 
 
 def test_the_signal_does_not_come_before_the_start() -> None:
-    """Else the run would be stopped and requeued for ever, without a step done."""
+    """Else the run would be stopped and requeued again and again without a step done."""
     with pytest.raises(UserError, match=r"--signal-delay-s \(120\): must be less than --time"):
         load_cluster([], {"time": "2m"})
     assert load_cluster([], {"time": "2m", "signal_delay_s": 119}).time_min == 2
