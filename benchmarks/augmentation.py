@@ -26,9 +26,9 @@ from torchvision import datasets
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import InterpolationMode, v2
 
-from resnet_dist.data import operations, pixels
-from resnet_dist.data.jobs import Operations
-from resnet_dist.data.operations import Code
+from resnet_dist.data.augment import auto_augment, pixel_ops
+from resnet_dist.data.augment.auto_augment import Code
+from resnet_dist.data.batch import Operations
 
 NUM_IMAGES = 50
 RECIPE: dict[str, Any] = {
@@ -83,9 +83,9 @@ def print_operations(images: torch.Tensor) -> None:
                 result = images.clone()
                 start = time.process_time()
                 if name == "each":
-                    pixels.apply_each(result, chosen)
+                    pixel_ops.apply_each(result, chosen)
                 else:
-                    result = pixels.apply_batched(images, chosen)
+                    result = pixel_ops.apply_batched(images, chosen)
                 seconds[name] += time.process_time() - start
                 difference = (result.int() - expected).abs()
                 mean = difference.float().mean().item()
@@ -100,7 +100,7 @@ def print_operations(images: torch.Tensor) -> None:
 
 def magnitudes(code: Code) -> list[float]:
     """The strongest, a middle and a weak one of TrivialAugmentWide."""
-    strengths = operations.trivial_augment_table()[code][[30, 15, 4]]
+    strengths = auto_augment.trivial_augment_table()[code][[30, 15, 4]]
     return [
         float(
             1 + value if code in FACTORS else np.trunc(value) if "TRANSLATE" in code.name else value

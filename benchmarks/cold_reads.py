@@ -26,10 +26,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from resnet_dist.config import DataConfig
-from resnet_dist.data.blocked import blocks_of, shards_ahead
-from resnet_dist.data.build import open_index
+from resnet_dist.data.blocked_order import blocks_of, shards_ahead
+from resnet_dist.data.loaders.build import open_index
 from resnet_dist.data.order import sample_ids_of_step
-from resnet_dist.data.store import open_store
+from resnet_dist.data.read.store import open_store
 from resnet_dist.prepare.__main__ import main as prepare
 
 BATCH = 256

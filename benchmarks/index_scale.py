@@ -32,10 +32,11 @@ import numpy as np
 
 from resnet_dist import rng
 from resnet_dist.config import DataConfig
-from resnet_dist.data import order, shared_order, worker
-from resnet_dist.data.build import open_index
-from resnet_dist.data.packed import COLUMNS_FOLDER, DTYPES, MANIFEST, Manifest, ShardFile
-from resnet_dist.plan import BatchPlan
+from resnet_dist.data import order, shared_order
+from resnet_dist.data.index.packed import COLUMNS_FOLDER, DTYPES, MANIFEST, Manifest, ShardFile
+from resnet_dist.data.loaders.build import open_index
+from resnet_dist.data.micro_batches import BatchSplit
+from resnet_dist.system import workers
 
 SEED = 5
 BATCH = 256
@@ -123,13 +124,19 @@ def run_process(task: Task, barrier: Any, sender: Connection) -> None:
     if not task.is_shared:
         shared_order._FEWEST_SHARED = 2**62
     data = DataConfig(root=str(task.folder), cache_dir=str(task.folder / "cache"))
-    plan = BatchPlan(BATCH, task.num_ranks, 1)
+    batch_split = BatchSplit(BATCH, task.num_ranks, 1)
     before = read_memory(task.folder)
     barrier.wait()
     began = time.perf_counter()
     index = open_index(data, "train", build=False, show_progress=False)
-    job = order.train_job(
-        data, index, plan=plan, seed=SEED, rank=task.rank, step=task.step, micro=0
+    job = order.train_spec(
+        data,
+        index,
+        batch_split=batch_split,
+        seed=SEED,
+        rank=task.rank,
+        step=task.step,
+        micro_batch=0,
     )
     seconds = time.perf_counter() - began
     assert len(job) == BATCH // task.num_ranks
@@ -148,7 +155,7 @@ def run_process(task: Task, barrier: Any, sender: Connection) -> None:
 
 def run_node(tasks: list[Task]) -> list[tuple[float, Memory, Memory]]:
     """All processes at once."""
-    context = worker.context()
+    context = workers.context()
     barrier = context.Barrier(len(tasks))
     running = []
     for task in tasks:

@@ -2,10 +2,11 @@
 
     python benchmarks/kernel_tiles.py [--model resnet50] [--batch 256] [--size 224] [--repeats 20]
 
-For each kernel and each tiling of `resnet_dist.kernels.batch_norm_triton`: milliseconds for all its
-launches of one training step in bfloat16, and the bandwidth of what it must read and write, beside
-that of a plain copy. Every result is compared with the twin's once. A tiling that does not compile
-or is wrong costs a line. Prints the best of each kernel and the lines to write into that file.
+For each kernel and each tiling of `resnet_dist.performance.kernels.batch_norm_triton`: milliseconds
+for all its launches of one training step in bfloat16, and the bandwidth of what it must read and
+write, beside that of a plain copy. Every result is compared with the reference's once. A tiling
+that does not compile or is wrong costs a line. Prints the best of each kernel and the lines to
+write into that file.
 
 Without a GPU, as a test of this script: TRITON_INTERPRET=1 ... --device cpu --batch 1 --size 32
 --width 8 --repeats 1 --limit 2
@@ -26,10 +27,10 @@ import torch
 from torch import Tensor, nn
 
 from resnet_dist.config import ModelConfig
-from resnet_dist.kernels import batch_norm_triton as launchers
-from resnet_dist.kernels import batch_norm_twins as twins
-from resnet_dist.kernels.batch_norm_triton import Tiling
 from resnet_dist.models.build import build_model
+from resnet_dist.performance.kernels import batch_norm_reference as reference
+from resnet_dist.performance.kernels import batch_norm_triton as launchers
+from resnet_dist.performance.kernels.batch_norm_triton import Tiling
 
 Shape = tuple[int, ...]
 KERNELS = {
@@ -104,7 +105,7 @@ def layers_of(args: argparse.Namespace) -> list[tuple[Shape, int, bool]]:
 
 
 def make_layer(shape: Shape, pools: bool, device: str) -> Layer:
-    """Random tensors, with the twins' intermediate results."""
+    """Random tensors, with the reference' intermediate results."""
     channels = shape[1]
 
     def images(*size: int) -> Tensor:
@@ -114,12 +115,12 @@ def make_layer(shape: Shape, pools: bool, device: str) -> Layer:
     x, other = images(*shape), images(*shape)
     weight, bias = (torch.randn(channels, device=device) for _ in range(2))
     running = torch.zeros(channels, device=device), torch.ones(channels, device=device)
-    statistics = twins.finish(twins.moments(x), *running, 0.1, 1e-5)
-    signs = twins.apply(x, statistics, weight, bias, other, True)[1]
+    statistics = reference.finish(reference.moments(x), *running, 0.1, 1e-5)
+    signs = reference.apply(x, statistics, weight, bias, other, True)[1]
     sums = torch.randn(2 * channels, device=device)
     pooled = winners = None
     if pools:
-        y, winners = twins.apply_pool(x, statistics, weight, bias)
+        y, winners = reference.apply_pool(x, statistics, weight, bias)
         pooled = images(*y.shape)
     return Layer(x, other, statistics, weight, bias, signs, sums, pooled, winners)
 
@@ -220,7 +221,7 @@ def tune(
     for shape, number, pools in mine:
         layer = make_layer(shape, pools, args.device)
         arguments = layer.arguments(kernel)
-        expected = getattr(twins, kernel)(*arguments)
+        expected = getattr(reference, kernel)(*arguments)
         moved += number * sum(t.nbytes for t in tensors_of(arguments) + tensors_of(expected))
         for tiling in list(dict.fromkeys(tilings(kind)))[: args.limit]:
             if time.monotonic() > deadline or total.get(tiling) == float("inf"):
@@ -229,7 +230,7 @@ def tune(
             try:
                 result = getattr(launchers, kernel)(*arguments)
                 if kernel == "moments":
-                    result, truth = twins.merge(result), twins.merge(expected)
+                    result, truth = reference.merge(result), reference.merge(expected)
                 else:
                     truth = expected
                 if error_of(result, truth) > 1e-2:

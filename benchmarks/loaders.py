@@ -32,8 +32,8 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
 from resnet_dist.config import DataConfig
-from resnet_dist.data.build import build_train_loader, open_index
-from resnet_dist.plan import BatchPlan
+from resnet_dist.data.loaders.build import build_train_loader, open_index
+from resnet_dist.data.micro_batches import BatchSplit
 
 SIZE = 224
 MEAN = (0.485, 0.456, 0.406)
@@ -67,7 +67,7 @@ def ours(setup: Setup, name: Any, **recipe: Any) -> Iterator[torch.Tensor]:
     loader = build_train_loader(
         data,
         index,
-        plan=BatchPlan(setup.batch_size, 1, 1),
+        batch_split=BatchSplit(setup.batch_size, 1, 1),
         seed=time.time_ns() % 2**32,
         rank=0,
         device=torch.device("cpu"),

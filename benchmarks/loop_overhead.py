@@ -22,20 +22,20 @@ from contextlib import closing
 
 from torch.nn.functional import cross_entropy
 
-from resnet_dist import dist
+from resnet_dist.build import build_components, build_state
+from resnet_dist.checkpoint.restore import fingerprint_of_run
 from resnet_dist.config import Config
-from resnet_dist.config_load import load_config
-from resnet_dist.data.build import TrainLoader
-from resnet_dist.data.jobs import Batch
+from resnet_dist.config.load import load_config
+from resnet_dist.data.batch import Batch
+from resnet_dist.data.datasets import sync_open_datasets
+from resnet_dist.data.loaders.build import TrainLoader
+from resnet_dist.data.micro_batches import choose_batch_split
 from resnet_dist.faults.watchdog import sync_build_watchdog
-from resnet_dist.inputs import sync_open_inputs
 from resnet_dist.loop import Parts, fit
-from resnet_dist.parts import build_parts, build_state
-from resnet_dist.plan import plan_batches
-from resnet_dist.resume import identity_of
-from resnet_dist.run_folder import run_folder
+from resnet_dist.run.folder import run_folder
 from resnet_dist.state import TrainState
 from resnet_dist.train import configure_torch
+from resnet_dist.world import start_process_group
 
 WARM_UP = 20
 """Steps that are not counted."""
@@ -85,16 +85,18 @@ class AlternatingLoader:
 
 def measure(config: Config, steps: int) -> dict[str, list[float]]:
     """Seconds of each counted step of both."""
-    world = dist.start(config.dist)
+    world = start_process_group(config.dist)
     configure_torch(config, world)
-    inputs = sync_open_inputs(config, world)
-    plan = plan_batches(config.train.global_batch_size, 1)
-    state, bare = (build_state(config, inputs, world) for _ in range(2))
-    identity = identity_of(config, inputs, plan)
+    datasets = sync_open_datasets(config, world)
+    batch_split = choose_batch_split(config.train.global_batch_size, 1)
+    state, bare = (build_state(config, datasets, world) for _ in range(2))
+    fingerprint = fingerprint_of_run(config, datasets, batch_split)
     folder = run_folder(config.run)
     (folder / "checkpoints").mkdir(parents=True)
     watchdog = sync_build_watchdog(config.faults.watchdog_s, folder, world)
-    parts = build_parts(config, state, inputs, plan, watchdog, world=world, identity=identity)
+    parts = build_components(
+        config, state, datasets, batch_split, watchdog, world=world, fingerprint=fingerprint
+    )
     # Steps within an epoch cost no evaluation and no save; the save at the end is not timed.
     stop_step = steps + WARM_UP + 1
     cadence = dataclasses.replace(

@@ -16,12 +16,12 @@ from contextlib import closing
 import torch
 from numpy import __version__ as numpy_version
 
-from resnet_dist import dist
-from resnet_dist.config_load import load_config
-from resnet_dist.data.build import TrainLoader
-from resnet_dist.inputs import sync_open_inputs
-from resnet_dist.parts import plan_of, train_loader
+from resnet_dist.build import batch_split_of, train_loader
+from resnet_dist.config.load import load_config
+from resnet_dist.data.datasets import sync_open_datasets
+from resnet_dist.data.loaders.build import TrainLoader
 from resnet_dist.train import configure_torch
+from resnet_dist.world import start_process_group, stop_process_group
 
 WARM_UP = 3
 """Batches that are not counted."""
@@ -54,11 +54,11 @@ def main() -> None:
     for name in ("torch", "memory"):
         overrides = [f"data.root={args.root}", f"data.loader={name}", *args.overrides]
         config = load_config(["cifar10_resnet9"], overrides).config
-        world = dist.start(config.dist)
+        world = start_process_group(config.dist)
         configure_torch(config, world)
-        inputs = sync_open_inputs(config, world)
+        datasets = sync_open_datasets(config, world)
         start = time.perf_counter()
-        loaders[name] = train_loader(config, inputs, plan_of(config, world), world)
+        loaders[name] = train_loader(config, datasets, batch_split_of(config, world), world)
         filled = time.perf_counter() - start
     rates: dict[str, list[float]] = {name: [] for name in loaders}
     for _ in range(args.rounds):
@@ -71,7 +71,7 @@ def main() -> None:
         print(f"{name}: {statistics.median(values):,.0f} images/s ({low:,.0f} to {high:,.0f})")
     ratio = statistics.median(rates["memory"]) / statistics.median(rates["torch"])
     print(f"memory / torch: {ratio:.2f}; filled in {filled:.1f} s")
-    dist.stop(world)
+    stop_process_group(world)
 
 
 if __name__ == "__main__":

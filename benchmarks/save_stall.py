@@ -25,19 +25,19 @@ from pathlib import Path
 
 import torch
 
-from resnet_dist import dist
+from resnet_dist.build import batch_split_of, build_components, build_state
+from resnet_dist.checkpoint.restore import fingerprint_of_run
 from resnet_dist.config import Config
-from resnet_dist.config_load import load_config
-from resnet_dist.data.build import TrainLoader
-from resnet_dist.data.jobs import Batch
+from resnet_dist.config.load import load_config
+from resnet_dist.data.batch import Batch
+from resnet_dist.data.datasets import sync_open_datasets
+from resnet_dist.data.loaders.build import TrainLoader
 from resnet_dist.faults.watchdog import sync_build_watchdog
-from resnet_dist.inputs import sync_open_inputs
 from resnet_dist.loop import Cadence, fit
 from resnet_dist.metrics.jsonl import read_records
-from resnet_dist.parts import build_parts, build_state, plan_of
-from resnet_dist.resume import identity_of
-from resnet_dist.run_folder import run_folder
+from resnet_dist.run.folder import run_folder
 from resnet_dist.train import configure_torch
+from resnet_dist.world import launched_ranks, start_process_group, stop_process_group
 
 SETTINGS = [
     "data.loader=synthetic",
@@ -84,16 +84,18 @@ class Timed:
 
 def measure(config: Config, *, pairs: int, every: int) -> tuple[list[float], list[float]]:
     """(seconds of each step after the first two intervals, snapshots' ms), on this rank."""
-    world = dist.start(config.dist)
+    world = start_process_group(config.dist)
     configure_torch(config, world)
-    inputs = sync_open_inputs(config, world)
-    plan = plan_of(config, world)
-    state = build_state(config, inputs, world)
-    identity = identity_of(config, inputs, plan)
+    datasets = sync_open_datasets(config, world)
+    batch_split = batch_split_of(config, world)
+    state = build_state(config, datasets, world)
+    fingerprint = fingerprint_of_run(config, datasets, batch_split)
     folder = run_folder(config.run)
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     watchdog = sync_build_watchdog(config.faults.watchdog_s, folder, world)
-    parts = build_parts(config, state, inputs, plan, watchdog, world=world, identity=identity)
+    parts = build_components(
+        config, state, datasets, batch_split, watchdog, world=world, fingerprint=fingerprint
+    )
     fields = {
         field.name: getattr(parts.cadence, field.name) for field in dataclasses.fields(Cadence)
     }
@@ -107,7 +109,7 @@ def measure(config: Config, *, pairs: int, every: int) -> tuple[list[float], lis
         closing(parts.recorder),
         closing(parts.saver),
     ):
-        parts.saver.try_out(state.state_dict())
+        parts.saver.probe(state.state_dict())
         fit(state, parts)
     seconds = [
         after - before for before, after in zip(loader.asked, loader.asked[1:], strict=False)
@@ -116,7 +118,7 @@ def measure(config: Config, *, pairs: int, every: int) -> tuple[list[float], lis
     if world.is_main:
         records = read_records(folder / "metrics.jsonl")
         blocked = [r["checkpoint/blocked_ms"] for r in records if "checkpoint/blocked_ms" in r]
-    dist.stop(world)
+    stop_process_group(world)
     # The snapshot of a step is taken before the batch of the next one is asked for.
     return seconds[2 * every - 1 :], blocked
 
@@ -130,7 +132,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=20)
     parser.add_argument("overrides", nargs="*")
     args = parser.parse_args()
-    rank, size, *_ = dist.launched_ranks()
+    rank, size, *_ = launched_ranks()
     with tempfile.TemporaryDirectory() as folder:
         run_dir = Path(folder) / "run"
         config = load_config(

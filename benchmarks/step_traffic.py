@@ -20,7 +20,7 @@ from gpu.ours import build_ours
 from gpu.traffic import Count, count, extrapolate
 
 from resnet_dist.errors import UserError
-from resnet_dist.modes import MODES, Mode
+from resnet_dist.performance.modes import MODES, Mode
 
 SMALL = (2, 4)
 """Batches that are run."""

@@ -20,8 +20,8 @@ from launch.records.attempt import request_cancel
 from launch.records.submissions import find_runs, last_submission
 from launch.reports.run_status import run_status
 from launch.reports.text import print_error
-from resnet_dist.checkpoint.lock import owner_of
 from resnet_dist.errors import UserError
+from resnet_dist.run.lock import owner_of
 
 _POLL_S = 1.0
 

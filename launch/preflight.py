@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from launch.cluster.option_sources import add_options, given_options, load_cluster
 from launch.node.preflight import examine
 from launch.reports.text import print_error
-from resnet_dist.config_load import load_config
+from resnet_dist.config.load import load_config
 from resnet_dist.errors import UserError
 
 

@@ -17,7 +17,7 @@ from launch.records.submissions import Submission, expand, last_submission
 from launch.reports.text import print_error
 from launch.submission.command_line import build_parser, carry_out
 from launch.submission.request import Request, absolute
-from resnet_dist.config_load import Resolved, exact_differences, load_config, to_flat
+from resnet_dist.config.load import Resolved, exact_differences, load_config, to_flat
 from resnet_dist.errors import UserError
 
 

@@ -17,9 +17,9 @@ from launch.reports.text import print_error
 from launch.submission.command_line import build_parser, carry_out
 from launch.submission.request import Request, absolute
 from launch.submission.sweep import named_combinations
-from resnet_dist.config_load import Resolved, load_config, shipped_configs
+from resnet_dist.config.load import Resolved, load_config, shipped_configs
 from resnet_dist.errors import UserError
-from resnet_dist.run_folder import run_folder
+from resnet_dist.run.folder import run_folder
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,12 +7,12 @@ import time
 import torch
 from torch import nn
 
-from resnet_dist.data.build import EvalLoader
-from resnet_dist.dist import World, sync_broadcast_, sync_sum_
-from resnet_dist.failpoints import failpoint
+from resnet_dist.data.loaders.build import EvalLoader
 from resnet_dist.loss import PLAIN, loss_sum
 from resnet_dist.metrics.meters import EvalMeter
 from resnet_dist.step import autocast
+from resnet_dist.system.failpoints import failpoint
+from resnet_dist.world import World, sync_broadcast_, sync_sum_
 
 
 def sync_evaluate(

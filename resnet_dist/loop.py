@@ -17,19 +17,19 @@ from torch import nn
 
 from resnet_dist.checkpoint.saver import Saver
 from resnet_dist.config import CheckpointConfig, EvalConfig, FaultsConfig, LogConfig
-from resnet_dist.data.build import EvalLoader, TrainLoader
-from resnet_dist.data.jobs import Batch
-from resnet_dist.dist import World, sync_attempt, sync_broadcast_, sync_sum_
+from resnet_dist.data.batch import Batch
+from resnet_dist.data.loaders.build import EvalLoader, TrainLoader
 from resnet_dist.evaluate import sync_evaluate
 from resnet_dist.faults.guards import Guards
 from resnet_dist.faults.non_finite import SkipCounts
-from resnet_dist.faults.stop import StopSignal
+from resnet_dist.faults.preemption import StopSignal
 from resnet_dist.faults.watchdog import Phase
 from resnet_dist.metrics.recorder import Recorder
 from resnet_dist.metrics.throughput import Throughput
 from resnet_dist.optim.schedules import apply_schedule
 from resnet_dist.state import TrainState
 from resnet_dist.step import Step
+from resnet_dist.world import World, sync_attempt, sync_broadcast_, sync_sum_
 
 LARGEST_GRID = 64
 """Most images in the grid of the first batch."""
@@ -112,7 +112,7 @@ class Parts:
     stop: StopSignal
     guards: Guards
     world: World
-    identity: dict[str, Any]
+    fingerprint: dict[str, Any]
     """What a checkpoint holds besides the state: config, data, versions."""
     to_picture: Callable[[torch.Tensor], torch.Tensor]
     """From network input to uint8 images, for people to look at."""
@@ -191,7 +191,7 @@ def sync_save(state: TrainState, parts: Parts, *, is_best: bool) -> None:
     parts.guards.watchdog.beat(state.step, Phase.CHECKPOINT)
     sync_broadcast_(state.guard.buffers, parts.world)
     saved = state.sync_state_dict(lambda tensor: sync_sum_(tensor, parts.world))
-    parts.saver.save({**saved, **parts.identity}, step=state.step, is_best=is_best)
+    parts.saver.save({**saved, **parts.fingerprint}, step=state.step, is_best=is_best)
 
 
 def _sync_log(state: TrainState, parts: Parts, extra: dict[str, float]) -> SkipCounts:

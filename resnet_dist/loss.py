@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from resnet_dist.data.jobs import Batch, MixedLabels
+from resnet_dist.data.batch import Batch, MixedLabels
 
 
 @dataclass(frozen=True)

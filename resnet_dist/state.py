@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from resnet_dist.faults.loss_record import LossRecord
+from resnet_dist.faults.loss_history import LossHistory
 from resnet_dist.faults.non_finite import NonFiniteGuard
 from resnet_dist.metrics.meters import TrainMeter
-from resnet_dist.optim.ema import WeightAverage
+from resnet_dist.optim.ema import ModelEma
 from resnet_dist.optim.layerwise import LARS
 
 
@@ -27,12 +27,12 @@ class TrainState:
     """The plain model, without DDP or compile around it."""
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    average: WeightAverage | None
+    average: ModelEma | None
     meter: TrainMeter
     """Sums of the log interval that the step lies in."""
     guard: NonFiniteGuard
     """Counts of skipped steps."""
-    losses: LossRecord
+    losses: LossHistory
     """Recorded losses of late."""
     step: int = 0
     """Completed optimizer updates."""

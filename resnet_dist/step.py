@@ -14,11 +14,11 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from resnet_dist.data.jobs import Batch
-from resnet_dist.failpoints import failpoint
+from resnet_dist.data.batch import Batch
 from resnet_dist.faults.non_finite import NonFiniteGuard
-from resnet_dist.faults.replicas import flip_a_bit
+from resnet_dist.faults.replica_check import flip_a_bit
 from resnet_dist.loss import LossSettings, loss_sum, main_labels
+from resnet_dist.system.failpoints import failpoint
 
 OnLogits = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
 """Called with the summed loss (scalar), logits `[n, classes]` and main labels `[n]`, detached."""
@@ -81,9 +81,9 @@ class EagerStep:
         failpoint("step.begin")
         settings = self.settings
         self.guard.begin()
-        for micro in range(settings.accumulation_steps):
+        for micro_batch in range(settings.accumulation_steps):
             batch = next(batches)
-            is_last = micro == settings.accumulation_steps - 1
+            is_last = micro_batch == settings.accumulation_steps - 1
             with _gradient_sync(self.network, is_last):
                 with autocast(batch.images.device, settings.autocast_dtype):
                     logits = self.network(batch.images)

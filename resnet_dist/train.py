@@ -16,40 +16,42 @@ from dataclasses import replace
 import torch
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler, record
 
-from resnet_dist import dist, divergence, summary
-from resnet_dist.checkpoint.lock import sync_own_run_folder
-from resnet_dist.checkpoint.manager import CheckpointManager, Loaded
-from resnet_dist.config import Config
-from resnet_dist.config_load import Resolved, load_config, parse_arguments
-from resnet_dist.data.build import start_loader_server
-from resnet_dist.dist import World
-from resnet_dist.errors import AgreedError, UserError
-from resnet_dist.evaluate import sync_evaluate
-from resnet_dist.faults.stop import stop_at_once_on_signals, stopped_exit_code
-from resnet_dist.faults.watchdog import sync_build_watchdog
-from resnet_dist.inputs import Inputs, sync_open_inputs
-from resnet_dist.loop import Outcome, Parts, fit
-from resnet_dist.parts import (
+from resnet_dist import run_summary
+from resnet_dist.build import (
     AUTOCAST,
-    build_parts,
+    batch_split_of,
+    build_components,
     build_records,
     build_state,
     cadence_of,
     check_device,
     eval_loader,
-    plan_of,
 )
-from resnet_dist.plan import BatchPlan
-from resnet_dist.preflight import sync_preflight
-from resnet_dist.resume import identity_of, sync_restore
-from resnet_dist.run_folder import (
-    prepare_run_folder,
-    run_folder,
-    versions,
-    write_end,
-    write_facts,
-)
+from resnet_dist.checkpoint import rollback
+from resnet_dist.checkpoint.manager import CheckpointManager, Loaded
+from resnet_dist.checkpoint.restore import fingerprint_of_run, sync_restore
+from resnet_dist.config import Config
+from resnet_dist.config.load import Resolved, load_config, parse_arguments
+from resnet_dist.data.datasets import Datasets, sync_open_datasets
+from resnet_dist.data.loaders.build import start_loader_server
+from resnet_dist.data.micro_batches import BatchSplit
+from resnet_dist.errors import AgreedError, UserError
+from resnet_dist.evaluate import sync_evaluate
+from resnet_dist.faults.preemption import stop_at_once_on_signals, stopped_exit_code
+from resnet_dist.faults.preflight import sync_preflight
+from resnet_dist.faults.watchdog import sync_build_watchdog
+from resnet_dist.loop import Outcome, Parts, fit
+from resnet_dist.run.folder import prepare_run_folder, run_folder, versions, write_end, write_facts
+from resnet_dist.run.lock import sync_own_run_folder
 from resnet_dist.state import TrainState
+from resnet_dist.world import (
+    World,
+    start_process_group,
+    stop_process_group,
+    sync_attempt,
+    sync_barrier,
+    threads_per_rank,
+)
 
 LEAST_WIDTH_FOR_THREADS = 16
 """With 8 channels and an odd batch the backward pass of a 1x1 convolution with stride 2 writes
@@ -65,10 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = parse_arguments(argv, prog="resnet_dist.train", description="Train a ResNet.")
         resolved = load_config(arguments.files, arguments.overrides)
         if arguments.print_config:
-            return summary.print_config(resolved) if rank == 0 else 0
+            return run_summary.print_config(resolved) if rank == 0 else 0
         config = resolved.config
         records = None if config.run.evaluate_only else run_folder(config.run)
-        world = dist.start(config.dist, records)
+        world = start_process_group(config.dist, records)
     except UserError as error:  # the same on every rank, so one speaks
         return _report(error, speaks=rank == 0)
     try:
@@ -81,8 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # let each leave with its own code.
     if code != 0:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    dist.sync_barrier(world)
-    dist.stop(world)
+    sync_barrier(world)
+    stop_process_group(world)
     return code
 
 
@@ -92,54 +94,61 @@ def run(resolved: Resolved, world: World) -> int:
     sync_preflight(world)
     configure_torch(config, world)
     start_loader_server(config.data, world.device)
-    inputs = sync_open_inputs(config, world)
-    plan = dist.sync_attempt(world, lambda: plan_of(config, world))
-    state = dist.sync_attempt(world, lambda: build_state(config, inputs, world))
-    identity = identity_of(config, inputs, plan)
+    datasets = sync_open_datasets(config, world)
+    batch_split = sync_attempt(world, lambda: batch_split_of(config, world))
+    state = sync_attempt(world, lambda: build_state(config, datasets, world))
+    fingerprint = fingerprint_of_run(config, datasets, batch_split)
     checkpoints = CheckpointManager(run_folder(config.run) / "checkpoints", config.checkpoint)
 
     def restore() -> Loaded | None:
         return sync_restore(
-            state, checkpoints, config=config, inputs=inputs, current=identity, world=world
+            state, checkpoints, config=config, datasets=datasets, current=fingerprint, world=world
         )
 
     if config.run.evaluate_only:
         restore()
-        return evaluate_only(config, state, inputs, world)
-    dist.sync_attempt(world, lambda: check_device(config.train, world.device))
+        return evaluate_only(config, state, datasets, world)
+    sync_attempt(world, lambda: check_device(config.train, world.device))
     folder = run_folder(config.run)
     watchdog = sync_build_watchdog(config.faults.watchdog_s, folder, world)
     with sync_own_run_folder(folder, world, config.dist.timeout_s), watchdog:
         loaded = restore()
-        dist.sync_attempt(world, lambda: prepare_run(resolved, state, checkpoints, inputs, world))
+        sync_attempt(world, lambda: prepare_run(resolved, state, checkpoints, datasets, world))
         if world.is_main:
-            opening = summary.opening_lines(config, inputs, loaded, world)
+            opening = run_summary.opening_lines(config, datasets, loaded, world)
             print("\n".join(opening), flush=True)
-        parts = build_parts(config, state, inputs, plan, watchdog, world=world, identity=identity)
-        return train(resolved, state, parts, inputs=inputs, plan=plan)
+        parts = build_components(
+            config, state, datasets, batch_split, watchdog, world=world, fingerprint=fingerprint
+        )
+        return train(resolved, state, parts, datasets=datasets, batch_split=batch_split)
 
 
 def train(
-    resolved: Resolved, state: TrainState, parts: Parts, *, inputs: Inputs, plan: BatchPlan
+    resolved: Resolved,
+    state: TrainState,
+    parts: Parts,
+    *,
+    datasets: Datasets,
+    batch_split: BatchSplit,
 ) -> int:
     """Fit, go back once if it diverges, and report. Returns the exit code."""
     config, world = resolved.config, parts.world
     if state.step == 0:
-        parts.recorder.text(0, "config", summary.as_markdown(resolved))
+        parts.recorder.text(0, "config", run_summary.as_markdown(resolved))
     outcome = fit_and_close(state, parts)
     checkpoints = CheckpointManager(run_folder(config.run) / "checkpoints", config.checkpoint)
     if outcome is Outcome.DIVERGED:
-        diagnosis = divergence.sync_diagnose(state, config, inputs, plan, world)
-        line = divergence.sync_go_back(state, checkpoints, diagnosis, world)
-        recorder, saver = build_records(config, state, inputs, world)
+        diagnosis = rollback.sync_diagnose(state, config, datasets, batch_split, world)
+        line = rollback.sync_go_back(state, checkpoints, diagnosis, world)
+        recorder, saver = build_records(config, state, datasets, world)
         recorder.message(line)
         outcome = fit_and_close(state, replace(parts, recorder=recorder, saver=saver))
     if outcome is Outcome.DIVERGED:
-        diagnosis = divergence.sync_diagnose(state, config, inputs, plan, world)
-        raise divergence.sync_give_up(checkpoints, diagnosis, world)
+        diagnosis = rollback.sync_diagnose(state, config, datasets, batch_split, world)
+        raise rollback.sync_give_up(checkpoints, diagnosis, world)
     if world.is_main:
         folder = run_folder(config.run)
-        summary.closing_report(config, folder, outcome, state.step)
+        run_summary.closing_report(config, folder, outcome, state.step)
         why = parts.stop.reason if outcome is Outcome.STOPPED else None
         write_end(folder, outcome.value, {"step": state.step, "reason": why})
     return stopped_exit_code() if outcome is Outcome.STOPPED else 0
@@ -152,7 +161,7 @@ def fit_and_close(state: TrainState, parts: Parts) -> Outcome:
         if state.step >= parts.cadence.stop_step:
             return fit(state, parts)  # nothing is left to do, so nothing to save
         trial = state.state_dict()
-        parts.recorder.message(dist.sync_attempt(parts.world, lambda: parts.saver.try_out(trial)))
+        parts.recorder.message(sync_attempt(parts.world, lambda: parts.saver.probe(trial)))
         return fit(state, parts)
 
 
@@ -160,7 +169,7 @@ def prepare_run(
     resolved: Resolved,
     state: TrainState,
     checkpoints: CheckpointManager,
-    inputs: Inputs,
+    datasets: Datasets,
     world: World,
 ) -> None:
     """On rank 0: see that the run folder has room; write what is known before the first step."""
@@ -174,7 +183,7 @@ def prepare_run(
     facts = {
         "world_size": world.size,
         "step": state.step,
-        "num_steps": cadence_of(resolved.config, len(inputs.train)).stop_step,
+        "num_steps": cadence_of(resolved.config, len(datasets.train)).stop_step,
         "versions": versions(),
     }
     write_facts(folder, resolved, facts)
@@ -183,7 +192,7 @@ def prepare_run(
 def configure_torch(config: Config, world: World) -> None:
     """Process-wide settings of torch."""
     train = config.train
-    num_threads = dist.threads_per_rank(world.local_size)
+    num_threads = threads_per_rank(world.local_size)
     if world.device.type == "cpu" and config.model.width < LEAST_WIDTH_FOR_THREADS:
         num_threads = 1
     torch.set_num_threads(train.num_threads or num_threads)
@@ -193,19 +202,19 @@ def configure_torch(config: Config, world: World) -> None:
         torch.use_deterministic_algorithms(True)
 
 
-def evaluate_only(config: Config, state: TrainState, inputs: Inputs, world: World) -> int:
+def evaluate_only(config: Config, state: TrainState, datasets: Datasets, world: World) -> int:
     """Evaluate the restored model, and its moving average if it has one. Writes no file."""
     models = {"val/": state.model}
     if state.average is not None:
         models["val/ema_"] = state.average.module
-    loader = eval_loader(config, inputs, world)
+    loader = eval_loader(config, datasets, world)
     dtype = AUTOCAST[config.train.precision]
     for prefix, model in models.items():
         result = sync_evaluate(
             model, loader, world=world, autocast_dtype=dtype, flip=config.eval.flip
         )
         if world.is_main:
-            print(summary.evaluation_line(prefix, state.step, result), flush=True)
+            print(run_summary.evaluation_line(prefix, state.step, result), flush=True)
     return 0
 
 

@@ -74,11 +74,11 @@ def run_root(tmp_path_factory: pytest.TempPathFactory, write_image: Callable[...
 
 
 @pytest.fixture(scope="session")
-def undisturbed(
+def uninterrupted(
     tmp_path_factory: pytest.TempPathFactory, run_root: Path
 ) -> Callable[[int, str], Path]:
-    """undisturbed(ranks, loader): the folder of a run of `tests.launch.TINY` to its end."""
-    folder = tmp_path_factory.mktemp("undisturbed")
+    """uninterrupted(ranks, loader): the folder of a run of `tests.launch.TINY` to its end."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
 
     def run(nproc: int, loader: str) -> Path:
         run_dir = folder / f"{loader}{nproc}"

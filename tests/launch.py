@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from resnet_dist.selftest import SMALL_NETWORK, differences
+from resnet_dist.selftest.__main__ import SMALL_NETWORK, differences
 
 TINY = [
     *SMALL_NETWORK,

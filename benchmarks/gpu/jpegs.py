@@ -17,10 +17,10 @@ from gpu.ours import Ours, build_ours
 from gpu.results import Results
 from gpu.rivals import Case
 
-from resnet_dist.data.jobs import Batch
+from resnet_dist.build import train_loader
+from resnet_dist.data.batch import Batch
 from resnet_dist.errors import UserError
-from resnet_dist.modes import Mode
-from resnet_dist.parts import train_loader
+from resnet_dist.performance.modes import Mode
 
 WARM_UP_STEPS = 4
 LOADER_STEPS = 12

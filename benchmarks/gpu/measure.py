@@ -15,8 +15,8 @@ from gpu.rivals import RIVALS, Case
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
-from resnet_dist.data.jobs import Batch
-from resnet_dist.modes import EAGER, Mode
+from resnet_dist.data.batch import Batch
+from resnet_dist.performance.modes import EAGER, Mode
 
 CHECK_STEPS = 50
 CHECK_BATCHES = 10

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from launch.cluster.options import ClusterConfig, option
-from resnet_dist.config_load import shipped_configs
+from resnet_dist.config.load import shipped_configs
 from resnet_dist.errors import UserError
 
 

@@ -31,7 +31,7 @@ from launch.node.torchrun import (
 from launch.records.attempt import Attempt, AttemptName, StaleAttemptError
 from launch.records.journal import TaskEnd, read_notes
 from resnet_dist.config import Config
-from resnet_dist.config_load import load_config
+from resnet_dist.config.load import load_config
 
 _POLL_S = 0.2
 _PEERS_S = 10.0

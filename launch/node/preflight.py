@@ -3,7 +3,8 @@ touched.
 
 Each node writes down what it found, and the first one judges them all: GPUs present, healthy, and
 different ones everywhere; room on the disks; the data and the run folder visible. Whether the ranks
-can communicate is checked by the trainer, just before it opens the data (`resnet_dist.preflight`).
+can communicate is checked by the trainer, just before it opens the data
+(`resnet_dist.faults.preflight`).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from launch.records.journal import (
 )
 from resnet_dist.config import Config
 from resnet_dist.errors import UserError
-from resnet_dist.run_folder import run_folder
+from resnet_dist.run.folder import run_folder
 
 _POLL_S = 0.5
 

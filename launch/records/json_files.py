@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from resnet_dist.durable import replace_file
+from resnet_dist.system.files import replace_file
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

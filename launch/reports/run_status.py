@@ -21,7 +21,7 @@ from launch.records.journal import (
 )
 from launch.records.progress import Progress, last_outcome, read_progress
 from launch.records.submissions import Submission, submissions
-from resnet_dist.checkpoint.lock import owner_of
+from resnet_dist.run.lock import owner_of
 
 RUNNING, LOST, UNKNOWN = "running", "lost", "unknown"
 _RUNNING_STATES = ("RUNNING", "COMPLETING", "SUSPENDED")

@@ -9,10 +9,10 @@ from launch.cluster import slurm
 from launch.cluster.options import ClusterConfig
 from launch.records.progress import last_outcome, newest_step
 from launch.records.submissions import last_submission
-from resnet_dist.checkpoint.lock import owner_of
 from resnet_dist.config import Config
+from resnet_dist.data.micro_batches import choose_batch_split
 from resnet_dist.errors import UserError
-from resnet_dist.plan import plan_batches
+from resnet_dist.run.lock import owner_of
 
 
 def check_config(config: Config, cluster: ClusterConfig) -> None:
@@ -27,7 +27,7 @@ def check_config(config: Config, cluster: ClusterConfig) -> None:
             f"dist.world_size ({wanted}): but {cluster.nodes} nodes of "
             f"{cluster.num_ranks_per_node} ranks were requested; leave it out"
         )
-    plan_batches(
+    choose_batch_split(
         config.train.global_batch_size,
         cluster.world_size,
         max_micro_batch_size=config.train.max_micro_batch_size,

@@ -26,10 +26,10 @@ from launch.records.submissions import (
 from launch.submission import sbatch
 from launch.submission.checks import check_writable
 from launch.submission.snapshot import copy_code
-from resnet_dist.config_load import Resolved, describe
-from resnet_dist.durable import replace_file
+from resnet_dist.config.load import Resolved, describe
 from resnet_dist.errors import UserError
-from resnet_dist.run_folder import run_folder
+from resnet_dist.run.folder import run_folder
+from resnet_dist.system.files import replace_file
 
 
 @dataclass(frozen=True)

@@ -7,21 +7,16 @@ from pathlib import Path
 
 import launch
 import resnet_dist
-from resnet_dist.config_load import shipped_configs
-from resnet_dist.run_folder import REVISION_FILE, versions
+from resnet_dist.run.folder import REVISION_FILE, versions
 
 _LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
 
 
 def copy_code(folder: Path) -> None:
-    """Copy both packages, and the shipped configs, below `folder`, which is put on PYTHONPATH."""
+    """Copy both packages, with the shipped configs, below `folder`, which is put on PYTHONPATH."""
     for package in (resnet_dist, launch):
         assert package.__file__ is not None
         source = Path(package.__file__).parent
         shutil.copytree(source, folder / source.name, ignore=_LEFT_OUT)
     # The copy may lie in another repository, and is none itself.
     (folder / "resnet_dist" / REVISION_FILE).write_text(f"{versions()['git']}\n")
-    configs = folder / "resnet_dist" / "configs"
-    for path in shipped_configs().values():
-        if not configs.exists():  # installed, they lie in the package; in a source tree, beside it
-            shutil.copytree(path.parent, configs, ignore=_LEFT_OUT)

@@ -18,9 +18,9 @@ from typing import IO, Any, BinaryIO, cast
 import torch
 
 from resnet_dist.checkpoint.direct import DirectWriter
-from resnet_dist.durable import replace_file
 from resnet_dist.errors import UserError
-from resnet_dist.failpoints import failpoint
+from resnet_dist.system.failpoints import failpoint
+from resnet_dist.system.files import replace_file
 
 FORMAT = 1
 _PREFIX = b"sha256:"

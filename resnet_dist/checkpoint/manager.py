@@ -22,10 +22,10 @@ from resnet_dist.checkpoint.files import (
     write_checkpoint,
 )
 from resnet_dist.config import CheckpointConfig
-from resnet_dist.dist import World, sync_attempt, sync_broadcast_bytes, sync_broadcast_object
-from resnet_dist.durable import sync_folder
 from resnet_dist.errors import UserError
-from resnet_dist.failpoints import failpoint
+from resnet_dist.system.failpoints import failpoint
+from resnet_dist.system.files import sync_folder
+from resnet_dist.world import World, sync_attempt, sync_broadcast_bytes, sync_broadcast_object
 
 BEST = "best.pt"
 _NAME = re.compile(r"step_(\d+)\.pt")
@@ -97,13 +97,13 @@ class CheckpointManager:
         temporary.replace(self.folder / BEST)
         sync_folder(self.folder)
 
-    def set_aside_until(self, is_good: Callable[[dict[str, Any]], bool], why: str) -> None:
+    def quarantine_until(self, is_good: Callable[[dict[str, Any]], bool], why: str) -> None:
         """Rename the newest checkpoints up to the first good one, so that it becomes the newest."""
         for step in reversed(self.steps()):
             path = self.path(step)
             if is_good(decode_checkpoint(read_verified(path), path)):
                 return
-            _set_aside(path, why)
+            _quarantine(path, why)
 
     def read_newest(self) -> tuple[Path, bytearray, list[str]] | None:
         """The newest file that verifies. Files that do not are set aside under another name."""
@@ -115,7 +115,7 @@ class CheckpointManager:
             except FileNotFoundError:  # removed since it was listed: the one before is the newest
                 continue
             except CorruptCheckpointError as error:
-                aside = _set_aside(path, "corrupt")
+                aside = _quarantine(path, "corrupt")
                 notes.append(f"{error}; it is set aside as {aside.name}, the one before it is used")
             except OSError as error:
                 raise UserError(
@@ -133,7 +133,7 @@ class CheckpointManager:
         return None
 
 
-def _set_aside(path: Path, why: str) -> Path:
+def _quarantine(path: Path, why: str) -> Path:
     """Rename a checkpoint so that it is never loaded by itself again, nor ever overwritten."""
     aside = path.with_name(f"{path.name}.{why}")
     number = 1

@@ -23,7 +23,7 @@ from resnet_dist.checkpoint.files import write_checkpoint
 from resnet_dist.checkpoint.manager import CheckpointManager
 from resnet_dist.checkpoint.snapshot import Snapshots
 from resnet_dist.errors import UserError
-from resnet_dist.failpoints import failpoint
+from resnet_dist.system.failpoints import failpoint
 
 LONGEST_WAIT_S = 60.0
 """How long a step waits for the save before; longer, and its own save is left out. A file system
@@ -35,7 +35,7 @@ SLOW_SAVE_S = 20.0
 class Saver(Protocol):
     """Saves checkpoints; on ranks other than the main one it does nothing."""
 
-    def try_out(self, payload: dict[str, Any]) -> str:
+    def probe(self, payload: dict[str, Any]) -> str:
         """Before the first step: write a real checkpoint and remove it again. Returns a line about
         its size and time. Raises UserError if it cannot be written."""
         ...
@@ -71,8 +71,8 @@ class Saver(Protocol):
 class NullSaver:
     """For ranks that save nothing."""
 
-    def try_out(self, payload: dict[str, Any]) -> str:
-        """See `Saver.try_out`."""
+    def probe(self, payload: dict[str, Any]) -> str:
+        """See `Saver.probe`."""
         del payload
         return ""
 
@@ -105,17 +105,16 @@ class BackgroundSaver:
         device: torch.device,
         max_failures: int,
         flush_records: Callable[[], None],
-        describe_next: Callable[[int], dict[str, Any]],
+        describe_next_batch: Callable[[int], dict[str, Any]],
         tell: Callable[[str], None],
     ) -> None:
         """`flush_records` makes the records durable, which must come before the checkpoint that
-        promises them; `describe_next(step)` gives what a checkpoint says about the steps after it.
-        Both run in the background. `tell` shows a line to the user.
-        """
+        promises them; `describe_next_batch(step)` gives what a checkpoint says about the steps
+        after it. Both run in the background. `tell` shows a line to the user."""
         self._manager = manager
         self._max_failures = max_failures
         self._flush_records = flush_records
-        self._describe_next = describe_next
+        self._describe_next = describe_next_batch
         self._tell = tell
         self._snapshots = Snapshots(device)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-writer")
@@ -126,8 +125,8 @@ class BackgroundSaver:
         self._last_error: tuple[int, OSError] | None = None
         """Of the newest save, if it failed."""
 
-    def try_out(self, payload: dict[str, Any]) -> str:
-        """See `Saver.try_out`."""
+    def probe(self, payload: dict[str, Any]) -> str:
+        """See `Saver.probe`."""
         path = self._manager.folder / f".trial.{os.getpid()}.tmp"
         start = time.monotonic()
         snapshot = self._snapshots.take(payload)  # allocates the host memory as well

@@ -1,7 +1,7 @@
 """The configuration of a run: one frozen dataclass a YAML section.
 
 Owns the names, types, defaults, units and rules of every setting. Does not read files (see
-`resnet_dist.config_load`), never imports torch, and never holds a derived value.
+`resnet_dist.config.load`), never imports torch, and never holds a derived value.
 
 Fields marked with `exact=False` do not change the mathematics of a run: a run may be resumed with
 another value of them. All others are part of "training is a pure function of (config, seed, step)".

@@ -1,8 +1,7 @@
 """Which samples form a batch, and what is done to each: pure functions of integers.
 
-Owns the order of an epoch and puts it together with `resnet_dist.data.augment` into jobs. Reads
-the index's columns and nothing else; any step is as quick to ask for as the first.
-"""
+Owns the order of an epoch and puts it together with `resnet_dist.data.augment.crop` into specs.
+Reads the index's columns and nothing else; any step is as quick to ask for as the first."""
 
 from __future__ import annotations
 
@@ -15,16 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet_dist.config import DataConfig
-from resnet_dist.data import augment, mixing, operations
-from resnet_dist.data.blocked import Blocks, blocks_of
-from resnet_dist.data.jobs import Job
+from resnet_dist.data.augment import auto_augment, crop, mixing
+from resnet_dist.data.batch import BatchSpec
+from resnet_dist.data.blocked_order import Blocks, blocks_of
+from resnet_dist.data.micro_batches import BatchSplit
 from resnet_dist.data.shared_order import shared_permutation
 from resnet_dist.errors import UserError
-from resnet_dist.plan import BatchPlan
 
 
 class SampleTable(Protocol):
-    """The columns that a job is made from (see `Index`)."""
+    """The columns that a spec is made from (see `Index`)."""
 
     @property
     def labels(self) -> NDArray[np.int64]: ...
@@ -87,26 +86,26 @@ def sample_ids_of_step(
     return order[positions // repeats].astype(np.int64)
 
 
-def largest_job(data: DataConfig, plan: BatchPlan) -> int:
-    """Most samples in one job of any rank."""
-    return plan.largest_micro_batch + (2 if data.is_mixing else 0)
+def largest_spec(data: DataConfig, batch_split: BatchSplit) -> int:
+    """Most samples in one spec of any rank."""
+    return batch_split.largest_micro_batch + (2 if data.is_mixing else 0)
 
 
-def train_job(
+def train_spec(
     data: DataConfig,
     index: SampleTable,
     *,
-    plan: BatchPlan,
+    batch_split: BatchSplit,
     seed: int,
     rank: int,
     step: int,
-    micro: int,
-) -> Job:
-    """What `rank` computes in micro-batch `micro` of a training step, with the samples that are
-    only mixed in (`Job.own`)."""
-    batch_size = plan.global_batch_size
+    micro_batch: int,
+) -> BatchSpec:
+    """What `rank` computes in micro-batch `micro_batch` of a training step, with the samples that
+    are only mixed in (`BatchSpec.own`)."""
+    batch_size = batch_split.global_batch_size
     epoch, start = epoch_and_position(step, len(index), batch_size)
-    bounds = plan.micro_slice(rank, micro)
+    bounds = batch_split.micro_batch_slice(rank, micro_batch)
     low, high = mixing.span(*bounds, batch_size) if data.is_mixing else bounds
     sample_ids = sample_ids_of_step(
         seed,
@@ -118,24 +117,24 @@ def train_job(
     )[low:high]
     sizes = np.stack([index.heights[sample_ids], index.widths[sample_ids]], axis=1)
     where = {"seed": seed, "epoch": epoch}
-    drawn = augment.draw(data, sizes, start=start + low, **where)
-    size, n = augment.train_size(data, epoch), high - low
+    drawn = crop.draw(data, sizes, start=start + low, **where)
+    size, n = crop.train_size(data, epoch), high - low
     mix = None
     if data.is_mixing:
         numbers = {"batch": start // batch_size, "global_batch_size": batch_size}
         mix = mixing.draw(data, bounds=bounds, size=size, **where, **numbers)
-    return Job(
+    return BatchSpec(
         step=step,
         sample_ids=sample_ids,
         labels=np.asarray(index.labels[sample_ids]),
         crops=np.zeros((n, 2), dtype=np.int32),
         resized=np.full((n, 2), size, dtype=np.int32),
         size=size,
-        windows=drawn.windows,
-        shifts=drawn.shifts,
+        crop_boxes=drawn.crop_boxes,
+        crop_offsets=drawn.crop_offsets,
         flips=drawn.flips,
-        operations=operations.draw(data, n, start=start + low, size=size, **where),
-        erased=augment.draw_erased(data, n, start=start + low, size=size, **where),
+        operations=auto_augment.draw(data, n, start=start + low, size=size, **where),
+        erased=crop.sample_erased_boxes(data, n, start=start + low, size=size, **where),
         mix=mix,
     )
 
@@ -147,36 +146,36 @@ def digest_of_step(
 
     The same for any number of ranks. Two processes with the same digest train on the same pixels.
     """
-    whole = BatchPlan(global_batch_size, 1, 1)
-    job = train_job(data, index, plan=whole, seed=seed, rank=0, step=step, micro=0)
-    digest = hashlib.sha256(f"{job.step} {job.size}".encode())
+    whole = BatchSplit(global_batch_size, 1, 1)
+    spec = train_spec(data, index, batch_split=whole, seed=seed, rank=0, step=step, micro_batch=0)
+    digest = hashlib.sha256(f"{spec.step} {spec.size}".encode())
     for array in (
-        job.sample_ids,
-        job.labels,
-        job.windows,
-        job.resized,
-        job.crops,
-        job.shifts if job.shifts is not None else np.zeros(0),
-        job.flips,
+        spec.sample_ids,
+        spec.labels,
+        spec.crop_boxes,
+        spec.resized,
+        spec.crops,
+        spec.crop_offsets if spec.crop_offsets is not None else np.zeros(0),
+        spec.flips,
     ):
         digest.update(np.ascontiguousarray(array).astype(np.int64).tobytes())
-    for name, part in _optional_parts(job):
+    for name, part in _optional_parts(spec):
         fixed = np.rint(part.astype(np.float64) * 2**20).astype(np.int64)
         digest.update(name.encode() + fixed.tobytes())
     return digest.hexdigest()
 
 
-def _optional_parts(job: Job) -> Iterator[tuple[str, NDArray[np.generic]]]:
-    """What only some settings put into a job: without it a digest is that of older versions."""
-    if job.operations is not None:
-        yield "codes", job.operations.codes
-        yield "magnitudes", job.operations.magnitudes
-    if job.erased is not None:
-        yield "erased", job.erased
-    if job.mix is not None:
-        yield "shares", job.mix.shares
-        yield "boxes", job.mix.boxes
-        yield "is_cut", job.mix.is_cut
+def _optional_parts(spec: BatchSpec) -> Iterator[tuple[str, NDArray[np.generic]]]:
+    """What only some settings put into a spec: without it a digest is that of older versions."""
+    if spec.operations is not None:
+        yield "codes", spec.operations.codes
+        yield "magnitudes", spec.operations.magnitudes
+    if spec.erased is not None:
+        yield "erased", spec.erased
+    if spec.mix is not None:
+        yield "shares", spec.mix.shares
+        yield "boxes", spec.mix.boxes
+        yield "is_cut", spec.mix.is_cut
 
 
 def num_eval_batches(num_samples: int, batch_size: int) -> int:
@@ -189,19 +188,19 @@ def sample_ids_of_eval_batch(num_samples: int, batch_size: int, batch: int) -> N
     return np.arange(batch * batch_size, min((batch + 1) * batch_size, num_samples))
 
 
-def eval_job(data: DataConfig, index: SampleTable, *, batch_size: int, batch: int) -> Job:
+def eval_spec(data: DataConfig, index: SampleTable, *, batch_size: int, batch: int) -> BatchSpec:
     """Evaluation batch number `batch`: the samples [batch * batch_size, ...) in index order."""
     sample_ids = sample_ids_of_eval_batch(len(index), batch_size, batch)
     sizes = np.stack([index.heights[sample_ids], index.widths[sample_ids]], axis=1)
-    resized, crops = augment.centre_crops(sizes, data.eval_resize_size, data.eval_size)
-    return Job(
+    resized, crops = crop.centre_crops(sizes, data.eval_resize_size, data.eval_size)
+    return BatchSpec(
         step=batch,
         sample_ids=sample_ids,
         labels=np.asarray(index.labels[sample_ids]),
-        windows=augment.whole_images(sizes),
+        crop_boxes=crop.whole_images(sizes),
         resized=resized,
         crops=crops,
-        shifts=None,
+        crop_offsets=None,
         flips=np.zeros(len(sample_ids), dtype=np.bool_),
         size=data.eval_size,
     )

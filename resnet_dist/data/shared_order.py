@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet_dist import rng
-from resnet_dist.data.blocked import Blocks, blocked_order
+from resnet_dist.data.blocked_order import Blocks, blocked_order
 
 _FEWEST_SHARED = 100_000
 """Below it a permutation takes less than 0.4 MB and some milliseconds."""

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from resnet_dist.config import Config
-from resnet_dist.dist import World
-from resnet_dist.faults.replicas import sync_check_replicas
+from resnet_dist.faults.replica_check import sync_check_replicas
 from resnet_dist.faults.stragglers import FirstSync, Stragglers, sync_build_stragglers
 from resnet_dist.faults.watchdog import Phase, Watchdog
+from resnet_dist.world import World
 
 
 @dataclass(frozen=True)

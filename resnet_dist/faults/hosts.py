@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 
-from resnet_dist.dist import World, sync_gather_objects
+from resnet_dist.world import World, sync_gather_objects
 
 
 def sync_host_names(world: World) -> tuple[str, ...]:

@@ -21,8 +21,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from resnet_dist.dist import World
 from resnet_dist.faults.hosts import describe_ranks, sync_host_names
+from resnet_dist.world import World
 
 MAX_SAMPLES = 256
 """Steps of a log interval that are timed, the latest ones: an event a step must not add up."""

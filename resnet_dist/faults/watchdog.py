@@ -23,10 +23,10 @@ from enum import Enum
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
-from resnet_dist.dist import World, sync_broadcast_object
 from resnet_dist.faults.hosts import sync_host_names
+from resnet_dist.faults.preemption import STALLED_EXIT_CODE
 from resnet_dist.faults.stall_report import Position, Report, describe_culprit, read_reports
-from resnet_dist.faults.stop import STALLED_EXIT_CODE
+from resnet_dist.world import World, sync_broadcast_object
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)

@@ -17,11 +17,11 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from resnet_dist.durable import replace_file
 from resnet_dist.errors import UserError
-from resnet_dist.failpoints import failpoint
-from resnet_dist.metrics.durable import AppendOnlyFile
 from resnet_dist.metrics.null import NullRecorder
+from resnet_dist.system.append import AppendOnlyFile
+from resnet_dist.system.failpoints import failpoint
+from resnet_dist.system.files import replace_file
 
 Record = dict[str, float | int]
 """`step` (int) and numbers by tag."""

@@ -26,10 +26,10 @@ from tensorboard.summary.writer.record_writer import RecordWriter, masked_crc32c
 from torch import Tensor
 from torch.utils.tensorboard import summary as torch_summary
 
-from resnet_dist.durable import replace_file
-from resnet_dist.failpoints import failpoint
-from resnet_dist.metrics.durable import AppendOnlyFile
 from resnet_dist.metrics.null import NullRecorder
+from resnet_dist.system.append import AppendOnlyFile
+from resnet_dist.system.failpoints import failpoint
+from resnet_dist.system.files import replace_file
 
 _HEADER = struct.Struct("<QI")  # length of the event, masked CRC-32C of the length
 _CHECKSUM = struct.Struct("<I")  # masked CRC-32C of the event

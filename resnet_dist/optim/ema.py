@@ -13,7 +13,7 @@ def _tensors(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(), *module.buffers()]
 
 
-class WeightAverage:
+class ModelEma:
     """average = decay * average + (1 - decay) * weights, starting from the weights it is given.
 
     Parameters and floating-point buffers (batch norm's running statistics) are averaged, integer

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision.io import ImageReadMode, decode_image
 
-from resnet_dist.data.decode import read_frame_header, reason_of
+from resnet_dist.data.read.decode import read_frame_header, reason_of
 
 _JPEG_START = b"\xff\xd8"
 _PNG_START = b"\x89PNG\r\n\x1a\n"

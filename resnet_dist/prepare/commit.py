@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_dist.data.packed import (
+from resnet_dist.data.index.packed import (
     COLUMNS_FOLDER,
     DTYPES,
     MANIFEST,
@@ -25,9 +25,9 @@ from resnet_dist.data.packed import (
     ShardFile,
     fingerprint_of,
 )
-from resnet_dist.durable import replace_file
 from resnet_dist.prepare.shards import Record, Task
 from resnet_dist.prepare.sources import Split
+from resnet_dist.system.files import replace_file
 
 
 def commit(split: Split, tasks: list[Task], records: list[Record], inputs: str) -> Manifest:

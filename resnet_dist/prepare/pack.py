@@ -1,7 +1,7 @@
 """One split: from its samples to shards, index columns and dataset.json.
 
 Owns which sample goes where, the worker processes, what a second call finds of the first, and the
-moment at which the split exists. See `resnet_dist.data.packed` for the layout.
+moment at which the split exists. See `resnet_dist.data.index.packed` for the layout.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ from typing import Any
 import torch
 
 from resnet_dist import rng
-from resnet_dist.data import worker
-from resnet_dist.data.packed import MANIFEST, WORK_FOLDER, Manifest, read_manifest
+from resnet_dist.data.index.packed import MANIFEST, WORK_FOLDER, Manifest, read_manifest
 from resnet_dist.errors import UserError
 from resnet_dist.prepare import shards
 from resnet_dist.prepare.check import Options
@@ -36,6 +35,7 @@ from resnet_dist.prepare.commit import commit
 from resnet_dist.prepare.progress import Progress
 from resnet_dist.prepare.shards import Item, Policy, Record, Task
 from resnet_dist.prepare.sources import Sample, Split
+from resnet_dist.system import workers
 
 _SHUFFLE_SEED = 0  # shards do not depend on any run's seed
 _BYTES_BESIDE = 3 * 512 + 256
@@ -176,7 +176,7 @@ def _check_space(split: Split, folder: Path, options: Options) -> None:
 
 def _run(name: str, tasks: list[Task]) -> list[Record]:
     """Make all shards in parallel, with progress. Raises OSError, BrokenExecutor."""
-    context = worker.context()
+    context = workers.context()
     counts = context.Array("q", 2)
     total = sum(len(task.items) for task in tasks)
     num_processes = max(1, min(len(os.sched_getaffinity(0)), len(tasks)))
@@ -205,7 +205,7 @@ def _run(name: str, tasks: list[Task]) -> list[Record]:
 
 def _start_worker(parent_pid: int, counts: Any) -> None:
     global _counts
-    worker.isolate(parent_pid)
+    workers.isolate(parent_pid)
     torch.set_num_threads(1)  # one image a process
     _counts = counts
 

@@ -22,11 +22,11 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_dist.data.packed import WORK_FOLDER
-from resnet_dist.data.store import TAR_BLOCK
-from resnet_dist.durable import replace_file
+from resnet_dist.data.index.packed import WORK_FOLDER
+from resnet_dist.data.read.store import TAR_BLOCK
 from resnet_dist.prepare.check import BadImageError, Checked, Options, check
 from resnet_dist.prepare.sources import Sample
+from resnet_dist.system.files import replace_file
 
 _READ_AHEAD = 8
 _END = bytes(2 * TAR_BLOCK)

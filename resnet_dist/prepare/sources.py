@@ -14,7 +14,7 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-from resnet_dist.data import scan
+from resnet_dist.data.index import scan
 from resnet_dist.errors import UserError
 from resnet_dist.prepare.devkit import read_validation_classes
 from resnet_dist.prepare.tar_reader import Member, Region, list_members, open_region

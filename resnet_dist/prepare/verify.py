@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_dist.data.packed import (
+from resnet_dist.data.index.packed import (
     COLUMNS_FOLDER,
     DTYPES,
     MANIFEST,

@@ -36,8 +36,8 @@ def mount(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
 
 
 @pytest.fixture
-def whole(undisturbed: Callable[[int, str], Path]) -> Path:
-    return undisturbed(2, "torch")
+def whole(uninterrupted: Callable[[int, str], Path]) -> Path:
+    return uninterrupted(2, "torch")
 
 
 def fill(folder: Path) -> Path:
@@ -62,7 +62,8 @@ def wait_for(condition: Callable[[], bool]) -> None:
 def test_a_disk_that_fills_up_costs_nothing_but_checkpoints(
     mount: Callable[[int], Path], whole: Path, run_root: Path, tmp_path: Path
 ) -> None:
-    """It fills up at step 6 and has room again from step 14 on: the run ends as if undisturbed."""
+    """It fills up at step 6 and has room again from step 14 on: the run ends as if
+    uninterrupted."""
     disk = mount(8192)
     run_dir = disk / "run"
     log = tmp_path / "log"  # not on the disk that fills up

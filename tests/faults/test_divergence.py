@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from resnet_dist.data.build import sample_ids_of_step
+from resnet_dist.data.loaders.build import sample_ids_of_step
 from resnet_dist.errors import GuardError
 from tests.launch import assert_same_run, newest_checkpoint, records, train
 
@@ -31,7 +31,7 @@ def test_one_bad_step_on_one_rank_is_skipped_by_all_and_counted(
 
 
 def test_after_several_in_a_row_the_run_goes_back_once(
-    undisturbed: Callable[[int, str], Path], run_root: Path, tmp_path: Path
+    uninterrupted: Callable[[int, str], Path], run_root: Path, tmp_path: Path
 ) -> None:
     """The cause does not come again: the run ends as if it had never been."""
     run_dir = tmp_path / "run"
@@ -40,7 +40,7 @@ def test_after_several_in_a_row_the_run_goes_back_once(
     assert "rank 1" in ended.output
     assert "going back to" in ended.output
     assert "at step 8" in ended.output, "that of step 10 is in the middle of the skipped ones"
-    assert_same_run(undisturbed(2, "torch"), run_dir)
+    assert_same_run(uninterrupted(2, "torch"), run_dir)
 
 
 def test_a_cause_that_comes_again_stops_the_run_with_a_diagnosis(

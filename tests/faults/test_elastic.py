@@ -1,5 +1,5 @@
 """Hosts are lost, cut off, and come back: the run goes on, with the samples and the losses of an
-undisturbed one. One torchrun agent a host, hosts with networks of their own, one file system."""
+uninterrupted one. One torchrun agent a host, hosts with networks of their own, one file system."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ def root(tmp_path_factory: pytest.TempPathFactory, write_image: Callable[..., No
 
 
 @pytest.fixture(scope="module")
-def undisturbed(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def uninterrupted(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of two ranks that nothing happens to: `run` and `trace` below it."""
-    folder = tmp_path_factory.mktemp("undisturbed")
+    folder = tmp_path_factory.mktemp("uninterrupted")
     arguments = [*SETTINGS, f"data.root={root}", f"run.dir={folder / 'run'}"]
     arguments.append("dist.timeout_s=60")  # nothing restarts it if the machine is slow
     command = torchrun(2, arguments, module="tests.faults.traced")
@@ -71,7 +71,7 @@ def undisturbed(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class Job:
+class BatchSpec:
     """An elastic training, an agent a host, all in one run folder."""
 
     def __init__(
@@ -160,13 +160,13 @@ class Job:
         return min(found) - since
 
 
-def assert_as_undisturbed(folder: Path, undisturbed: Path) -> None:
+def assert_as_undisturbed(folder: Path, uninterrupted: Path) -> None:
     """The same samples and losses, step by step, and no sample twice in an epoch."""
     steps = [record["step"] for record in records(folder / "run") if "train/loss" in record]
     assert steps == list(range(1, NUM_STEPS + 1))
-    assert losses(folder / "run") == pytest.approx(losses(undisturbed / "run"), rel=1e-4)
+    assert losses(folder / "run") == pytest.approx(losses(uninterrupted / "run"), rel=1e-4)
     samples = samples_by_step(folder)
-    assert samples == samples_by_step(undisturbed)
+    assert samples == samples_by_step(uninterrupted)
     assert list(samples) == list(range(NUM_STEPS))
     bounds = range(0, NUM_STEPS + 1, STEPS_PER_EPOCH)
     for first, end in pairwise(bounds):
@@ -188,18 +188,20 @@ def can_make_hosts() -> None:
 
 
 @pytest.fixture
-def elastic(root: Path, tmp_path: Path) -> Iterator[Callable[..., Job]]:
+def elastic(root: Path, tmp_path: Path) -> Iterator[Callable[..., BatchSpec]]:
     """elastic(hosts, nodes=MIN:MAX): a job; its hosts and their processes go with the test."""
     with contextlib.ExitStack() as stack:
 
-        def make(count: int, *, nodes: str, keeper: int = 0) -> Job:
+        def make(count: int, *, nodes: str, keeper: int = 0) -> BatchSpec:
             hosts = stack.enter_context(network(count))
-            return Job(hosts, root, tmp_path, nodes=nodes, keeper=keeper)
+            return BatchSpec(hosts, root, tmp_path, nodes=nodes, keeper=keeper)
 
         yield make
 
 
-def test_a_host_is_killed_and_comes_back(elastic: Callable[..., Job], undisturbed: Path) -> None:
+def test_a_host_is_killed_and_comes_back(
+    elastic: Callable[..., BatchSpec], uninterrupted: Path
+) -> None:
     """Two hosts, then one alone, then two again."""
     job = elastic(2, nodes="1:2")
     job.start_all()
@@ -212,24 +214,26 @@ def test_a_host_is_killed_and_comes_back(elastic: Callable[..., Job], undisturbe
     job.finish()
     # No step was lost on the way up: the survivor's worker saved before it made room.
     assert "stopped at step" in (job.folder / "host0.log").read_text()
-    assert_as_undisturbed(job.folder, undisturbed)
+    assert_as_undisturbed(job.folder, uninterrupted)
 
 
 @pytest.mark.slow
-def test_a_host_is_killed_and_stays_away(elastic: Callable[..., Job], undisturbed: Path) -> None:
+def test_a_host_is_killed_and_stays_away(
+    elastic: Callable[..., BatchSpec], uninterrupted: Path
+) -> None:
     job = elastic(2, nodes="1:2")
     job.start_all()
     lost = time.time()
     job.lose(1)
     report("2 hosts, one killed, to the next step", job.wait_for_training(1, since=lost))
     job.finish()
-    assert_as_undisturbed(job.folder, undisturbed)
+    assert_as_undisturbed(job.folder, uninterrupted)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_the_cable_of_a_host_is_pulled_and_plugged_in_again(
-    elastic: Callable[..., Job], undisturbed: Path, rank: int
+    elastic: Callable[..., BatchSpec], uninterrupted: Path, rank: int
 ) -> None:
     """Both sides wait for each other until they time out. One goes on alone, the other comes back.
 
@@ -244,13 +248,13 @@ def test_the_cable_of_a_host_is_pulled_and_plugged_in_again(
     job.hosts[rank].mend()
     report("it is back, to the next step of both", job.wait_for_training(2, since=mended))
     job.finish()
-    assert_as_undisturbed(job.folder, undisturbed)
+    assert_as_undisturbed(job.folder, uninterrupted)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 2])
 def test_one_of_three_hosts_is_killed(
-    elastic: Callable[..., Job], undisturbed: Path, rank: int
+    elastic: Callable[..., BatchSpec], uninterrupted: Path, rank: int
 ) -> None:
     """Without rank 0's host, another becomes rank 0, and all must learn its new address."""
     job = elastic(3, nodes="2:3", keeper=1)
@@ -259,4 +263,4 @@ def test_one_of_three_hosts_is_killed(
     job.lose(rank)
     report(f"3 hosts, rank {rank} killed, to the next step", job.wait_for_training(2, since=lost))
     job.finish()
-    assert_as_undisturbed(job.folder, undisturbed)
+    assert_as_undisturbed(job.folder, uninterrupted)

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from resnet_dist.failpoints import KILL_NAMES
-from resnet_dist.selftest import Fault, Result, Started, Suite, Torchrun, main, plan_faults
+from resnet_dist.selftest.__main__ import Fault, Result, Started, Suite, Torchrun, main, plan_faults
+from resnet_dist.system.failpoints import KILL_NAMES
 from tests.launch import Ranks
 
 
 def run_suite(folder: Path, faults: list[Fault], *, epochs: int, real_torchrun: bool) -> set[str]:
-    """The failpoints that were hit; fails where a run does not end as the undisturbed one."""
+    """The failpoints that were hit; fails where a run does not end as the uninterrupted one."""
 
     def launch(arguments: list[str], environment: dict[str, str], log: Path) -> Started:
-        if real_torchrun and "undisturbed" not in log.name:
+        if real_torchrun and "uninterrupted" not in log.name:
             return Torchrun(2, arguments, environment, log)
         return Ranks(2, arguments, environment, log).end_others_at_once()
 

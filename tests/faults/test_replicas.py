@@ -9,10 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from resnet_dist.dist import World
 from resnet_dist.errors import GuardError
-from resnet_dist.faults import replicas
-from resnet_dist.faults.replicas import (
+from resnet_dist.faults import replica_check
+from resnet_dist.faults.replica_check import (
     ReplicaError,
     find_odd,
     flip_a_bit,
@@ -20,6 +19,7 @@ from resnet_dist.faults.replicas import (
     named_tensors,
     sync_check_replicas,
 )
+from resnet_dist.world import World
 from tests.launch import newest_checkpoint, records, train
 from tests.multiprocess.ranks import run_ranks
 
@@ -73,11 +73,11 @@ def test_parameters_optimizer_and_buffers_are_compared() -> None:
 
 def test_the_majority_is_right_else_rank_0() -> None:
     good, bad, worse = {"a": 1, "b": 2}, {"a": 1, "b": 3}, {"a": 0, "b": 3}
-    assert find_odd([bad, good, good]) == replicas.Finding([0], True, "b", 1)
-    assert find_odd([good, worse, good, bad, good]) == replicas.Finding([1, 3], True, "a", 2)
-    assert find_odd([good, bad]) == replicas.Finding([1], False, "b", 1)
-    assert find_odd([bad, bad, good, good]) == replicas.Finding([2, 3], False, "b", 1)
-    assert find_odd([good, {"a": 1}]) == replicas.Finding([1], False, "b", 1)  # has no b
+    assert find_odd([bad, good, good]) == replica_check.Finding([0], True, "b", 1)
+    assert find_odd([good, worse, good, bad, good]) == replica_check.Finding([1, 3], True, "a", 2)
+    assert find_odd([good, bad]) == replica_check.Finding([1], False, "b", 1)
+    assert find_odd([bad, bad, good, good]) == replica_check.Finding([2, 3], False, "b", 1)
+    assert find_odd([good, {"a": 1}]) == replica_check.Finding([1], False, "b", 1)  # has no b
 
 
 def check(rank: int, world_size: int, what: str) -> str | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from resnet_dist.faults.stop import STALLED_EXIT_CODE
+from resnet_dist.faults.preemption import STALLED_EXIT_CODE
 from tests.launch import TINY, newest_checkpoint, records, torchrun, train
 
 WATCH = "faults.watchdog_s=4"
@@ -95,7 +95,7 @@ def test_a_slow_evaluation_is_no_stall(run_root: Path, tmp_path: Path) -> None:
 HOLDS_THE_LOCK = """
 import ctypes, sys, torch
 from pathlib import Path
-from resnet_dist.dist import World
+from resnet_dist.world import World
 from resnet_dist.faults import watchdog
 watchdog.BACKSTOP_MARGIN_S = 0.5
 world = World(0, 1, 0, 1, torch.device("cpu"))
@@ -115,7 +115,7 @@ def test_a_held_interpreter_lock_ends_by_the_backstop(tmp_path: Path) -> None:
 CONTINUES = """
 import sys, time, torch
 from pathlib import Path
-from resnet_dist.dist import World
+from resnet_dist.world import World
 from resnet_dist.faults import watchdog
 from resnet_dist.faults.watchdog import Phase
 world = World(0, 1, 0, 1, torch.device("cpu"))

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-from resnet_dist.dist import World
 from resnet_dist.faults.stragglers import (
     MAX_SAMPLES,
     REPEAT_AFTER,
@@ -21,6 +20,7 @@ from resnet_dist.faults.stragglers import (
     scalars_of,
     sync_build_stragglers,
 )
+from resnet_dist.world import World
 from tests.launch import records, train
 
 HOSTS = ("a", "b", "c")

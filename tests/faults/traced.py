@@ -15,9 +15,9 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-from resnet_dist import parts, train
-from resnet_dist.data.build import TrainLoader, build_train_loader
-from resnet_dist.data.jobs import Batch
+from resnet_dist import build, train
+from resnet_dist.data.batch import Batch
+from resnet_dist.data.loaders.build import TrainLoader, build_train_loader
 
 VARIABLE = "RESNET_DIST_TEST_TRACE"
 
@@ -69,5 +69,5 @@ def samples_by_step(folder: Path) -> dict[int, list[int]]:
 
 
 if __name__ == "__main__":
-    parts.build_train_loader = build_traced_loader
+    build.build_train_loader = build_traced_loader
     sys.exit(train.main())

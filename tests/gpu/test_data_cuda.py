@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from resnet_dist.config import DataConfig
-from resnet_dist.data import blending, build, mixing, pixels
-from resnet_dist.data.buffers import HostBuffers
-from resnet_dist.data.build import Batch, open_index, train_job
-from resnet_dist.data.jobs import Operations
-from resnet_dist.data.operations import Code
-from resnet_dist.data.transforms import DeviceStage
-from resnet_dist.plan import BatchPlan
+from resnet_dist.data.augment import blending, mixing, pixel_ops
+from resnet_dist.data.augment.auto_augment import Code
+from resnet_dist.data.augment.device_stage import DeviceStage
+from resnet_dist.data.batch import Operations
+from resnet_dist.data.loaders import build
+from resnet_dist.data.loaders.build import Batch, open_index, train_spec
+from resnet_dist.data.micro_batches import BatchSplit
+from resnet_dist.data.read.buffers import HostBuffers
 
 pytestmark = [
     pytest.mark.gpu,
@@ -25,7 +26,7 @@ pytestmark = [
 ]
 
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
-PLAN = BatchPlan(9, 1, 1)
+PLAN = BatchSplit(9, 1, 1)
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def data(image_root: Path, tmp_path_factory: pytest.TempPathFactory) -> DataConf
 def batches(data: DataConfig, device: torch.device) -> list[Batch]:
     index = open_index(data, "train", build=True, show_progress=False)
     loader = build.build_train_loader(
-        data, index, plan=PLAN, seed=7, rank=0, device=device, num_workers=2
+        data, index, batch_split=PLAN, seed=7, rank=0, device=device, num_workers=2
     )
     return list(loader.batches(0, 9))
 
@@ -111,8 +112,8 @@ def test_operations_are_those_of_the_cpu(code: Code) -> None:
     images = torch.randint(0, 256, (8, 40, 40, 3), dtype=torch.uint8)
     magnitude = {Code.POSTERIZE: 3.0, Code.SOLARIZE: 99.0, Code.HUE: 0.3}.get(code, 0.7)
     chosen = Operations(np.full((8, 1), code, np.int8), np.full((8, 1), magnitude))
-    expected = pixels.apply_batched(images, chosen).int()
-    difference = (pixels.apply_batched(images.cuda(), chosen).cpu().int() - expected).abs()
+    expected = pixel_ops.apply_batched(images, chosen).int()
+    difference = (pixel_ops.apply_batched(images.cuda(), chosen).cpu().int() - expected).abs()
     assert difference.max() <= 1
     assert difference.float().mean() <= 0.02
 
@@ -134,16 +135,17 @@ def test_the_last_stage_never_waits_for_the_device(data: DataConfig) -> None:
     index = open_index(data, "train", build=True, show_progress=False)
     stage = DeviceStage(data, GPU)
     host = torch.randint(0, 256, (9, 16, 16, 3), dtype=torch.uint8).pin_memory()
-    jobs = [
-        train_job(data, index, plan=PLAN, seed=seed, rank=0, step=0, micro=0) for seed in range(8)
+    specs = [
+        train_spec(data, index, batch_split=PLAN, seed=seed, rank=0, step=0, micro_batch=0)
+        for seed in range(8)
     ]
-    stage(host, jobs[0], is_flipped=False)
+    stage(host, specs[0], is_flipped=False)
     torch.cuda.synchronize()
     torch.use_deterministic_algorithms(True)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        for job in jobs:
-            stage(host, job, is_flipped=False)
+        for spec in specs:
+            stage(host, spec, is_flipped=False)
     finally:
         torch.cuda.set_sync_debug_mode("default")
         torch.use_deterministic_algorithms(False)

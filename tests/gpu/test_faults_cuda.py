@@ -10,7 +10,7 @@ import torch
 
 from resnet_dist.checkpoint.snapshot import Snapshots
 from resnet_dist.config import ModelConfig, OptimConfig
-from resnet_dist.data.jobs import Batch
+from resnet_dist.data.batch import Batch
 from resnet_dist.faults.non_finite import NonFiniteGuard
 from resnet_dist.loss import LossSettings
 from resnet_dist.models.build import build_model

@@ -11,18 +11,23 @@ import pytest
 import torch
 
 from resnet_dist.config import ModelConfig, OptimConfig
-from resnet_dist.data.jobs import Batch, MixedLabels
-from resnet_dist.faults.loss_record import LossRecord
+from resnet_dist.data.batch import Batch, MixedLabels
+from resnet_dist.faults.loss_history import LossHistory
 from resnet_dist.faults.non_finite import NonFiniteGuard
-from resnet_dist.graphed_step import WARM_UP_STEPS, CudaGraphs, GraphedGradients, GraphedStep
 from resnet_dist.loss import LossSettings
 from resnet_dist.metrics.meters import TrainMeter
 from resnet_dist.models.build import build_model
-from resnet_dist.models.fused import FusedNetwork
 from resnet_dist.optim.build import build_optimizer
-from resnet_dist.optim.ema import WeightAverage
+from resnet_dist.optim.ema import ModelEma
 from resnet_dist.optim.scaling import build_scaler
 from resnet_dist.optim.schedules import apply_schedule
+from resnet_dist.performance.cuda_graph import (
+    WARM_UP_STEPS,
+    CudaGraphs,
+    GraphedGradients,
+    GraphedStep,
+)
+from resnet_dist.performance.fused_network import FusedNetwork
 from resnet_dist.state import TrainState
 from resnet_dist.step import EagerStep, Step, StepSettings
 
@@ -73,10 +78,10 @@ class Run:
             model=model,
             optimizer=build_optimizer(OptimConfig(name=optim), model),  # type: ignore[arg-type]
             scaler=build_scaler(device, precision=precision, loss_scale=None),
-            average=WeightAverage(model, 0.9),
+            average=ModelEma(model, 0.9),
             meter=TrainMeter(device),
             guard=NonFiniteGuard(model),
-            losses=LossRecord(),
+            losses=LossHistory(),
         )
         eager = EagerStep(
             network=FusedNetwork(model) if fused else model,
@@ -95,7 +100,7 @@ class Run:
 
     def take(self, *, bad: bool = False, size: int = 32, read: bool = True) -> Result | None:
         step = self.state.step
-        batches = [make_batch(2 * step + micro, size=size) for micro in range(2)]
+        batches = [make_batch(2 * step + micro_batch, size=size) for micro_batch in range(2)]
         if bad:
             batches[1].images[2, 1, 0, 0] = float("inf")
         return self.take_batches(batches, read=read)

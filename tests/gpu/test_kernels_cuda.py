@@ -13,11 +13,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from resnet_dist.config import ModelConfig
-from resnet_dist.kernels import batch_norm_twins as twins
-from resnet_dist.kernels import ops  # noqa: F401, registers the operators
-from resnet_dist.models.batch_norm import convert_sync_batch_norm
 from resnet_dist.models.build import build_model
-from resnet_dist.models.fused import FusedNetwork
+from resnet_dist.models.sync_batch_norm import convert_sync_batch_norm
+from resnet_dist.performance.fused_network import FusedNetwork
+from resnet_dist.performance.kernels import batch_norm_reference as reference
+from resnet_dist.performance.kernels import ops  # noqa: F401, registers the operators
 from tests.multiprocess.ranks import run_ranks
 
 pytestmark = [
@@ -57,8 +57,8 @@ def test_kernels_equal_their_twins(dtype: torch.dtype, shape: tuple[int, ...]) -
     running = [torch.randn(channels, device="cuda"), torch.rand(channels, device="cuda")]
     expected_running = [tensor.clone() for tensor in running]
     parts = OPS.batch_norm_moments(x)
-    assert _error(OPS.batch_norm_merge(parts), twins.moments(x)) < 1e-5
-    statistics = twins.finish(twins.moments(x), *expected_running, 0.1, 1e-5)
+    assert _error(OPS.batch_norm_merge(parts), reference.moments(x)) < 1e-5
+    statistics = reference.finish(reference.moments(x), *expected_running, 0.1, 1e-5)
     assert _error(OPS.batch_norm_finish(parts, *running, 0.1, 1e-5), statistics) < 1e-5
     for one, two in zip(running, expected_running, strict=True):
         assert _error(one, two) < 1e-5
@@ -66,7 +66,7 @@ def test_kernels_equal_their_twins(dtype: torch.dtype, shape: tuple[int, ...]) -
         inputs = (x, statistics, weight, bias, residual if adds else None, relu)
         (y, signs), (expected_y, expected_signs) = (
             OPS.batch_norm_apply(*inputs),
-            twins.apply(*inputs),
+            reference.apply(*inputs),
         )
         assert _error(y, expected_y) < unit
         # Fused multiply-add may turn the sign of what is nearly zero.
@@ -75,12 +75,14 @@ def test_kernels_equal_their_twins(dtype: torch.dtype, shape: tuple[int, ...]) -
             inputs = (grad, other if adds else None, expected_signs, x, statistics, keep)
             (sums, kept), expected = (
                 OPS.batch_norm_backward_sums(*inputs),
-                twins.backward_sums(*inputs),
+                reference.backward_sums(*inputs),
             )
             assert _error(sums, expected[0]) < 1e-4
             assert _error(kept, expected[1]) < unit
         inputs = (grad, expected_signs, x, statistics, weight, expected[0])
-        assert _error(OPS.batch_norm_backward_apply(*inputs), twins.backward_apply(*inputs)) < unit
+        assert (
+            _error(OPS.batch_norm_backward_apply(*inputs), reference.backward_apply(*inputs)) < unit
+        )
 
 
 @pytest.mark.parametrize("shape", SHAPES[:4], ids=str)
@@ -91,17 +93,20 @@ def test_pool_kernels_equal_their_twins(dtype: torch.dtype, shape: tuple[int, ..
     x = _images(shape, dtype)
     weight, bias = torch.randn(channels, device="cuda"), torch.randn(channels, device="cuda")
     running = torch.zeros(channels, device="cuda"), torch.ones(channels, device="cuda")
-    statistics = twins.finish(twins.moments(x), *running, 0.1, 1e-5)
+    statistics = reference.finish(reference.moments(x), *running, 0.1, 1e-5)
     y, winners = OPS.batch_norm_apply_pool(x, statistics, weight, bias)
-    expected = twins.apply_pool(x, statistics, weight, bias)
+    expected = reference.apply_pool(x, statistics, weight, bias)
     torch.testing.assert_close(y, expected[0], rtol=2 * unit, atol=1e-5)
     assert (winners != expected[1]).double().mean().item() < 1e-3
     grad = _images(tuple(y.shape), dtype)
     inputs = (grad, expected[1], x, statistics)
-    sums = twins.backward_sums_pool(*inputs)
+    sums = reference.backward_sums_pool(*inputs)
     assert _error(OPS.batch_norm_backward_sums_pool(*inputs), sums) < 1e-4
     inputs = (*inputs, weight, sums)
-    given, wanted = OPS.batch_norm_backward_apply_pool(*inputs), twins.backward_apply_pool(*inputs)
+    given, wanted = (
+        OPS.batch_norm_backward_apply_pool(*inputs),
+        reference.backward_apply_pool(*inputs),
+    )
     assert _error(given, wanted) < unit
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from resnet_dist.config import DataConfig
-from resnet_dist.data import build
-from resnet_dist.data.build import TrainLoader, open_index
-from resnet_dist.plan import BatchPlan
+from resnet_dist.data.loaders import build
+from resnet_dist.data.loaders.build import TrainLoader, open_index
+from resnet_dist.data.micro_batches import BatchSplit
 
 pytestmark = [
     pytest.mark.gpu,
@@ -36,7 +36,7 @@ def _loader(root: Path, cache: Path, name: str) -> TrainLoader:
     )
     index = open_index(data, "train", build=True, show_progress=False)
     return build.build_train_loader(
-        data, index, plan=BatchPlan(13, 1, 1), seed=7, rank=0, device=GPU, num_workers=2
+        data, index, batch_split=BatchSplit(13, 1, 1), seed=7, rank=0, device=GPU, num_workers=2
     )
 
 

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from resnet_dist.models.fused_norm import norm_relu, norm_relu_convolution
+from resnet_dist.performance.fused_norm import norm_relu, norm_relu_convolution
 from tests.multiprocess.ranks import run_ranks
 
 SPLITS = {"uneven": (1, 4, 2), "empty": (3, 0, 2)}

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from resnet_dist.config import DistConfig, ModelConfig, OptimConfig, TrainConfig
-from resnet_dist.data.jobs import Batch
-from resnet_dist.dist import World
+from resnet_dist.data.batch import Batch
 from resnet_dist.faults.non_finite import NonFiniteGuard
 from resnet_dist.loss import LossSettings
 from resnet_dist.models.build import build_model
-from resnet_dist.models.wrap import warm_up_buckets, wrap_model
 from resnet_dist.optim.build import build_optimizer
+from resnet_dist.performance.wrap import warm_up_buckets, wrap_model
 from resnet_dist.step import EagerStep, StepSettings
+from resnet_dist.world import World
 from tests.multiprocess.ranks import run_ranks
 
 SIZE = 16
@@ -36,7 +36,7 @@ def _batch(seed: int) -> Batch:
     return Batch(seed, images, labels, np.arange(4))
 
 
-def _weights(rank: int, world_size: int, dist: DistConfig, micros: int) -> list[Tensor]:
+def _weights(rank: int, world_size: int, dist: DistConfig, num_micro_batches: int) -> list[Tensor]:
     """Of a network after four steps."""
     world = World(rank, world_size, rank, world_size, torch.device("cpu"))
     model = build_model(ModelConfig(name="resnet9", width=8), num_classes=7, seed=0)
@@ -46,12 +46,14 @@ def _weights(rank: int, world_size: int, dist: DistConfig, micros: int) -> list[
         network=network,
         optimizer=build_optimizer(OptimConfig(lr=0.01), model),
         scaler=torch.amp.GradScaler("cpu", enabled=False),
-        settings=StepSettings(micros, 1 / (4 * micros), None, LossSettings(), None, None),
+        settings=StepSettings(
+            num_micro_batches, 1 / (4 * num_micro_batches), None, LossSettings(), None, None
+        ),
         on_logits=lambda *_: None,
         guard=NonFiniteGuard(model),
     )
     for number in range(4):
-        seeds = range(100 * number + 10 * rank, 100 * number + 10 * rank + micros)
+        seeds = range(100 * number + 10 * rank, 100 * number + 10 * rank + num_micro_batches)
         step(iter([_batch(seed) for seed in seeds]), step=number)
     return [parameter.detach().clone() for parameter in model.parameters()]
 
@@ -69,9 +71,9 @@ def _rank(rank: int, world_size: int) -> dict[str, Any]:
     variants = {"plain": PLAIN, "bfloat16": BFLOAT16, "static": STATIC}
     return {
         "weights": {
-            (name, micros): _weights(rank, world_size, dist, micros)
+            (name, num_micro_batches): _weights(rank, world_size, dist, num_micro_batches)
             for name, dist in variants.items()
-            for micros in (1, 2)
+            for num_micro_batches in (1, 2)
         },
         "gradients": {
             name: _gradients(rank, world_size, dist)
@@ -91,10 +93,12 @@ def test_all_ranks_hold_the_same_weights(ranks: list[dict[str, Any]]) -> None:
         assert all(map(torch.equal, weights, other[variant])), variant
 
 
-@pytest.mark.parametrize("micros", [1, 2])
-def test_a_static_graph_changes_no_bit(ranks: list[dict[str, Any]], micros: int) -> None:
+@pytest.mark.parametrize("num_micro_batches", [1, 2])
+def test_a_static_graph_changes_no_bit(ranks: list[dict[str, Any]], num_micro_batches: int) -> None:
     weights = ranks[0]["weights"]
-    assert all(map(torch.equal, weights["static", micros], weights["plain", micros]))
+    assert all(
+        map(torch.equal, weights["static", num_micro_batches], weights["plain", num_micro_batches])
+    )
 
 
 def test_gradients_travel_as_bfloat16(ranks: list[dict[str, Any]]) -> None:
@@ -107,10 +111,12 @@ def test_gradients_travel_as_bfloat16(ranks: list[dict[str, Any]]) -> None:
     assert not all(map(torch.equal, gradients["plain"], gradients["bfloat16"]))
 
 
-@pytest.mark.parametrize("micros", [1, 2])
-def test_rounded_gradients_train(ranks: list[dict[str, Any]], micros: int) -> None:
+@pytest.mark.parametrize("num_micro_batches", [1, 2])
+def test_rounded_gradients_train(ranks: list[dict[str, Any]], num_micro_batches: int) -> None:
     weights = ranks[0]["weights"]
-    for exact, rounded in zip(weights["plain", micros], weights["bfloat16", micros], strict=True):
+    for exact, rounded in zip(
+        weights["plain", num_micro_batches], weights["bfloat16", num_micro_batches], strict=True
+    ):
         torch.testing.assert_close(rounded, exact, rtol=0.05, atol=0.01)
 
 

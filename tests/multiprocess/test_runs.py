@@ -27,9 +27,9 @@ SAVE_EVERY = "checkpoint.every_steps=4"
 
 @pytest.mark.parametrize("nproc", [2, 3, 4])
 def test_the_number_of_ranks_does_not_change_the_curve(
-    nproc: int, undisturbed: Callable[[int, str], Path]
+    nproc: int, uninterrupted: Callable[[int, str], Path]
 ) -> None:
-    one, many = undisturbed(1, "torch"), undisturbed(nproc, "torch")
+    one, many = uninterrupted(1, "torch"), uninterrupted(nproc, "torch")
     assert len(losses(one)) == 20
     assert losses(many) == pytest.approx(losses(one), rel=1e-4)
     final_one, final_many = (records(run)[-1] for run in (one, many))
@@ -39,12 +39,12 @@ def test_the_number_of_ranks_does_not_change_the_curve(
 @pytest.mark.parametrize("loader", ["torch", "dali"])
 def test_killed_with_sigkill_and_resumed_is_the_run(
     loader: str,
-    undisturbed: Callable[[int, str], Path],
+    uninterrupted: Callable[[int, str], Path],
     run_root: Path,
     tmp_path: Path,
 ) -> None:
     """All ranks die at a random step in the middle of an epoch; the rest is bit for bit equal."""
-    whole = undisturbed(2, loader)
+    whole = uninterrupted(2, loader)
     step = random.Random(os.environ.get("PYTEST_RANDOM", time.time_ns())).randint(5, 19)
     run_dir = tmp_path / "killed"
     train(
@@ -62,24 +62,24 @@ def test_killed_with_sigkill_and_resumed_is_the_run(
 
 
 def test_three_ranks_resume_bit_for_bit(
-    undisturbed: Callable[[int, str], Path], run_root: Path, tmp_path: Path
+    uninterrupted: Callable[[int, str], Path], run_root: Path, tmp_path: Path
 ) -> None:
     """With three ranks the order of summation shows in the last bit."""
     run_dir = tmp_path / "killed"
     kill = {"RESNET_DIST_FAILPOINT": "step.before_optimizer@7"}
     train(3, run_root, run_dir, SAVE_EVERY, environment=kill, check=False)
     train(3, run_root, run_dir, SAVE_EVERY)
-    assert_same_run(undisturbed(3, "torch"), run_dir)
+    assert_same_run(uninterrupted(3, "torch"), run_dir)
 
 
 def test_resumed_on_another_number_of_ranks(
-    undisturbed: Callable[[int, str], Path], run_root: Path, tmp_path: Path
+    uninterrupted: Callable[[int, str], Path], run_root: Path, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "elastic"
     train(2, run_root, run_dir, SAVE_EVERY, "train.max_steps=7")
     train(3, run_root, run_dir, SAVE_EVERY, "train.max_steps=11")
     train(1, run_root, run_dir, SAVE_EVERY)
-    whole = undisturbed(1, "torch")
+    whole = uninterrupted(1, "torch")
     assert losses(run_dir) == pytest.approx(losses(whole), rel=1e-4)
     assert [r["step"] for r in records(run_dir)] == [r["step"] for r in records(whole)]
 
@@ -121,7 +121,7 @@ def test_layerwise_optimizers_resume_exactly(name: str, run_root: Path, tmp_path
 
 
 def test_a_signal_to_one_rank_stops_all_at_the_same_step(
-    undisturbed: Callable[[int, str], Path], run_root: Path, tmp_path: Path
+    uninterrupted: Callable[[int, str], Path], run_root: Path, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "stopped"
     arguments = [*TINY, f"data.root={run_root}", f"run.dir={run_dir}", SAVE_EVERY]
@@ -140,15 +140,15 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(
     assert process.returncode != 0  # torchrun reports the ranks' code 75 as a failure
     stopped_at = newest_checkpoint(run_dir)["step"]
     assert f"stopped at step {stopped_at} by a signal" in output
-    assert 2 <= stopped_at < newest_checkpoint(undisturbed(2, "torch"))["step"]
+    assert 2 <= stopped_at < newest_checkpoint(uninterrupted(2, "torch"))["step"]
     train(2, run_root, run_dir, SAVE_EVERY)
-    assert_same_run(undisturbed(2, "torch"), run_dir)
+    assert_same_run(uninterrupted(2, "torch"), run_dir)
 
 
 def test_a_finished_run_started_again_changes_nothing(
-    undisturbed: Callable[[int, str], Path], run_root: Path
+    uninterrupted: Callable[[int, str], Path], run_root: Path
 ) -> None:
-    run_dir = undisturbed(2, "torch")
+    run_dir = uninterrupted(2, "torch")
     before = (run_dir / "metrics.jsonl").read_bytes()
     result = train(2, run_root, run_dir, SAVE_EVERY)
     assert "finished" in result.output
@@ -156,9 +156,9 @@ def test_a_finished_run_started_again_changes_nothing(
 
 
 def test_evaluate_only_gives_the_recorded_figures_on_any_number_of_ranks(
-    undisturbed: Callable[[int, str], Path], run_root: Path
+    uninterrupted: Callable[[int, str], Path], run_root: Path
 ) -> None:
-    run_dir = undisturbed(2, "torch")
+    run_dir = uninterrupted(2, "torch")
     recorded = records(run_dir)[-1]
     lines = set()
     for nproc in (1, 3):
@@ -177,13 +177,13 @@ def test_a_narrow_network_with_an_odd_batch_does_not_corrupt_memory(
 
 
 def test_fused_batch_norm_is_the_same_curve_for_any_number_of_ranks_and_resumes_exactly(
-    undisturbed: Callable[[int, str], Path], run_root: Path, tmp_path: Path
+    uninterrupted: Callable[[int, str], Path], run_root: Path, tmp_path: Path
 ) -> None:
     fused = [SAVE_EVERY, "train.fused_norm=true"]
     one, two, killed = (tmp_path / name for name in ("one", "two", "killed"))
     train(1, run_root, one, *fused)
     train(2, run_root, two, *fused)
-    expected = losses(undisturbed(1, "torch"))
+    expected = losses(uninterrupted(1, "torch"))
     assert losses(one) == pytest.approx(expected, rel=1e-4)
     assert losses(two) == pytest.approx(expected, rel=1e-4)
     kill = {"RESNET_DIST_FAILPOINT": "step.after_optimizer@11"}

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from resnet_dist.models.batch_norm import (
+from resnet_dist.models.sync_batch_norm import (
     SyncBatchNorm2d,
     convert_sync_batch_norm,
     revert_sync_batch_norm,

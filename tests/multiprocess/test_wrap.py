@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from resnet_dist.config import DistConfig, ModelConfig, TrainConfig
-from resnet_dist.dist import World
-from resnet_dist.models.batch_norm import SyncBatchNorm2d
 from resnet_dist.models.build import build_model
-from resnet_dist.models.wrap import warm_up_buckets, wrap_model
+from resnet_dist.models.sync_batch_norm import SyncBatchNorm2d
+from resnet_dist.performance.wrap import warm_up_buckets, wrap_model
+from resnet_dist.world import World
 from tests.multiprocess.ranks import run_ranks
 
 SIZE = 32

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from resnet_dist import run_folder, train
-from resnet_dist.checkpoint.lock import own_run_folder
-from resnet_dist.data import build
+from resnet_dist import train
+from resnet_dist.data.loaders import build
+from resnet_dist.run import folder
+from resnet_dist.run.lock import own_run_folder
 from tests.launch import TINY
 
 Run = Callable[..., tuple[int, str]]
@@ -173,7 +174,7 @@ def test_too_little_disk(
     run: Run, image_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(run_folder.shutil, "disk_usage", lambda _: usage)  # a mock: no full disk
+    monkeypatch.setattr(folder.shutil, "disk_usage", lambda _: usage)  # a mock: no full disk
     code, error = run(root=image_root)
     assert code == 2
     assert "GiB are free" in error

@@ -9,20 +9,20 @@ import pytest
 import torch
 from torch import nn
 
-from resnet_dist import parts
+from resnet_dist import build
 from resnet_dist.config import Config
-from resnet_dist.config_load import load_config
-from resnet_dist.dist import World
+from resnet_dist.config.load import load_config
 from resnet_dist.errors import UserError
-from resnet_dist.graphed_step import (
+from resnet_dist.performance.cuda_graph import (
     WARM_UP_STEPS,
     WARM_UP_STEPS_DDP,
     GraphedGradients,
     GraphedStep,
 )
-from resnet_dist.models.wrap import first_synchronised
+from resnet_dist.performance.wrap import first_synchronised
 from resnet_dist.step import EagerStep, Step
-from tests.unit.recorded_graph import RecordedGraphs
+from resnet_dist.world import World
+from tests.unit.performance.recorded_graph import RecordedGraphs
 
 CAPTURED = "train.cuda_graph=true"
 ONE_CYCLE = ("schedule.name=one_cycle", "schedule.warmup_epochs=0")
@@ -36,10 +36,10 @@ class Builder:
         self.model = nn.Linear(2, 2)
         side_stream = torch.no_grad  # any context
         graphs = type("Graphs", (RecordedGraphs,), {"side_stream": lambda _: side_stream()})
-        monkeypatch.setattr(parts, "CudaGraphs", lambda _: graphs())
-        monkeypatch.setattr(parts, "check_device", lambda *_: None)
-        monkeypatch.setattr(parts, "wrap_model", lambda model, **_: model)
-        monkeypatch.setattr(parts, "warm_up_buckets", lambda _, **given: self.warm_up.update(given))
+        monkeypatch.setattr(build, "CudaGraphs", lambda _: graphs())
+        monkeypatch.setattr(build, "check_device", lambda *_: None)
+        monkeypatch.setattr(build, "wrap_model", lambda model, **_: model)
+        monkeypatch.setattr(build, "warm_up_buckets", lambda _, **given: self.warm_up.update(given))
 
     def build(self, config: Config, *, rank: int = 0, world_size: int = 1) -> Step:
         world = World(rank, world_size, rank, world_size, torch.device("cpu"))
@@ -50,7 +50,9 @@ class Builder:
             guard=None,
             meter=SimpleNamespace(update=None),
         )
-        return parts.sync_build_step(config, state, parts.plan_of(config, world), world=world)
+        return build.sync_build_step(
+            config, state, build.batch_split_of(config, world), world=world
+        )
 
 
 def config_of(*overrides: str) -> Config:
@@ -98,7 +100,7 @@ def test_a_replay_calls_no_hook_so_nothing_marks_its_first_collective() -> None:
 
 
 def test_a_cpu_cannot_capture() -> None:
-    parts.check_device(config_of().train, torch.device("cpu"))
-    parts.check_device(config_of(CAPTURED).train, torch.device("cuda"))
+    build.check_device(config_of().train, torch.device("cpu"))
+    build.check_device(config_of(CAPTURED).train, torch.device("cuda"))
     with pytest.raises(UserError, match="needs a GPU"):
-        parts.check_device(config_of(CAPTURED).train, torch.device("cpu"))
+        build.check_device(config_of(CAPTURED).train, torch.device("cpu"))

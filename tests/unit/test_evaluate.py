@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from resnet_dist.data.jobs import Batch
-from resnet_dist.dist import World
+from resnet_dist.data.batch import Batch
 from resnet_dist.evaluate import sync_evaluate
 from resnet_dist.metrics.meters import count_correct
+from resnet_dist.world import World
 
 CPU = torch.device("cpu")
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, one_hot
 
-from resnet_dist.data.jobs import Batch, MixedLabels
+from resnet_dist.data.batch import Batch, MixedLabels
 from resnet_dist.loss import LossSettings, loss_sum, main_labels
 
 CLASSES = 5

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from resnet_dist.config import CheckpointConfig, EvalConfig, FaultsConfig, LogConfig
-from resnet_dist.data.jobs import Batch
+from resnet_dist.data.batch import Batch
 from resnet_dist.faults.non_finite import NonFiniteGuard
 from resnet_dist.loop import Cadence
 from resnet_dist.loss import LossSettings

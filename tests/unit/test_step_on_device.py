@@ -24,14 +24,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from resnet_dist.config import ModelConfig, OptimConfig
-from resnet_dist.data.jobs import Batch, MixedLabels
+from resnet_dist.data.batch import Batch, MixedLabels
 from resnet_dist.faults.non_finite import NonFiniteGuard
 from resnet_dist.loss import LossSettings
 from resnet_dist.metrics.meters import TrainMeter
 from resnet_dist.models.build import build_model
-from resnet_dist.models.fused import FusedNetwork
 from resnet_dist.optim.build import build_optimizer
-from resnet_dist.optim.ema import WeightAverage
+from resnet_dist.optim.ema import ModelEma
+from resnet_dist.performance.fused_network import FusedNetwork
 from resnet_dist.step import EagerStep, StepSettings
 
 NUM_CLASSES = 5
@@ -75,7 +75,7 @@ class FakeRun:
     ) -> None:
         self.device = device
         self.model = fake_model(device, name="resnet18", width=8)
-        self.average = WeightAverage.__new__(WeightAverage)  # fake tensors cannot be copied deeply
+        self.average = ModelEma.__new__(ModelEma)  # fake tensors cannot be copied deeply
         self.average.decay = 0.9
         self.average.module = fake_model(device, name="resnet18", width=8)
         optimizer = build_optimizer(OptimConfig(name=optim), self.model)  # type: ignore[arg-type]

@@ -12,8 +12,8 @@ import pytest
 
 from launch import cancel
 from launch.records.attempt import is_cancelled
-from resnet_dist.checkpoint.lock import FILE_NAME, own_run_folder
 from resnet_dist.errors import UserError
+from resnet_dist.run.lock import FILE_NAME, own_run_folder
 from tests.unit.launch.mock_slurm import MockSlurm
 from tests.unit.launch.reports.made_up_run import MadeUp
 

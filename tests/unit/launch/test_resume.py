@@ -12,7 +12,7 @@ from launch.cluster.options import ClusterConfig
 from launch.records.submissions import Submission, submission_folder
 from launch.resume import main
 from launch.submission.request import absolute
-from resnet_dist.config_load import describe, load_config
+from resnet_dist.config.load import describe, load_config
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from launch.records.attempt import request_cancel
 from launch.reports.run_status import run_status
 from launch.reports.text import details, table
-from resnet_dist.checkpoint.lock import own_run_folder
+from resnet_dist.run.lock import own_run_folder
 from tests.unit.launch.mock_slurm import MockSlurm
 from tests.unit.launch.reports.made_up_run import MadeUp
 

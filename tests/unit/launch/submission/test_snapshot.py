@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 from launch.submission.snapshot import copy_code
-from resnet_dist.config_load import shipped_configs
-from resnet_dist.run_folder import versions
+from resnet_dist.config.load import shipped_configs
+from resnet_dist.run.folder import versions
 
 
 def test_the_copy_of_the_code_stands_on_its_own(tmp_path: Path) -> None:
@@ -19,8 +19,8 @@ def test_the_copy_of_the_code_stands_on_its_own(tmp_path: Path) -> None:
     script = (
         "import launch, resnet_dist, launch.node.requeue\n"
         "from launch.cluster.option_sources import cluster_files\n"
-        "from resnet_dist.config_load import shipped_configs\n"
-        "from resnet_dist.run_folder import versions\n"
+        "from resnet_dist.config.load import shipped_configs\n"
+        "from resnet_dist.run.folder import versions\n"
         "files = [*shipped_configs().values(), *cluster_files().values()]\n"
         "print(launch.__file__, resnet_dist.__file__, versions()['git'], *files, sep='\\n')\n"
     )

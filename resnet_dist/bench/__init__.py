@@ -1,0 +1,1 @@
+"""What limits the speed of training here: the loader, the step, or both."""

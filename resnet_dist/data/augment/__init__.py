@@ -1,0 +1,1 @@
+"""Augmentation: what is done to each image (NumPy, pure), and doing it (torch)."""

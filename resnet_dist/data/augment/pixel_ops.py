@@ -1,0 +1,278 @@
+"""Operations on decoded images: what RandAugment and its kin do to uint8 pixels.
+
+`apply_each` calls torchvision's functionals image by image, for processors. `apply_batched` does
+the same to a whole batch with a few kernels for each kind of operation, for GPUs, where a launch
+costs more than the arithmetic; it never waits for the device. Geometric operations are bilinear,
+and what comes in at the borders is black. Choices are made elsewhere: see
+`resnet_dist.data.augment.auto_augment`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as tvf
+
+from resnet_dist.data.augment.auto_augment import Code
+from resnet_dist.data.batch import Operations
+from resnet_dist.data.read.buffers import to_device
+
+_GRAY = (0.2989, 0.587, 0.114)  # torchvision's weights of R, G, B
+
+
+def apply_each(images: Tensor, operations: Operations) -> None:
+    """Apply to `[n, S, S, 3]` uint8 in place, one image after the other."""
+    for image, codes, magnitudes in zip(
+        images, operations.codes.tolist(), operations.magnitudes.tolist(), strict=True
+    ):
+        if any(codes):
+            result = image.permute(2, 0, 1)
+            for code, magnitude in zip(codes, magnitudes, strict=True):
+                result = apply_one(result, code, magnitude)
+            image.copy_(result.permute(1, 2, 0))
+
+
+def apply_one(image: Tensor, code: int, magnitude: float) -> Tensor:
+    """`[3, S, S]` uint8 as torchvision's own transforms change it."""
+    match code:
+        case Code.SHEAR_X | Code.SHEAR_Y | Code.TRANSLATE_X | Code.TRANSLATE_Y:
+            degrees = math.degrees(math.atan(magnitude))
+            is_shear = code in (Code.SHEAR_X, Code.SHEAR_Y)
+            is_x = code in (Code.SHEAR_X, Code.TRANSLATE_X)
+            by = degrees if is_shear else int(magnitude)
+            along = [by, 0] if is_x else [0, by]
+            return tvf.affine(  # type: ignore[no-any-return]
+                image,
+                angle=0.0,
+                translate=[0, 0] if is_shear else along,
+                scale=1.0,
+                shear=along if is_shear else [0.0, 0.0],
+                interpolation=InterpolationMode.BILINEAR,
+                center=[0, 0] if is_shear else None,
+            )
+        case Code.ROTATE:
+            return tvf.rotate(  # type: ignore[no-any-return]
+                image, angle=magnitude, interpolation=InterpolationMode.BILINEAR
+            )
+        case Code.POSTERIZE:
+            return tvf.posterize(image, bits=int(magnitude))  # type: ignore[no-any-return]
+        case Code.IDENTITY:
+            return image
+        case Code.SHARPNESS:  # the same to the bit; torchvision's grouped convolution: 15 times
+            return _sharpness(image[None], _NO_CODES, np.array([magnitude]))[0]
+        case Code.AUTO_CONTRAST:  # packed: torch finds the extremes five times as fast
+            return tvf.autocontrast(image.contiguous())  # type: ignore[no-any-return]
+        case _ if code in _PLAIN:
+            return _PLAIN[code](image)
+        case _:
+            return _WITH_FACTOR[code](image, magnitude)
+
+
+_NO_CODES: NDArray[np.int8] = np.zeros(0, dtype=np.int8)
+_PLAIN: dict[int, Callable[[Tensor], Tensor]] = {
+    Code.EQUALIZE: tvf.equalize,
+    Code.INVERT: tvf.invert,
+}
+_WITH_FACTOR: dict[int, Callable[[Tensor, float], Tensor]] = {
+    Code.BRIGHTNESS: tvf.adjust_brightness,
+    Code.COLOR: tvf.adjust_saturation,
+    Code.CONTRAST: tvf.adjust_contrast,
+    Code.SOLARIZE: tvf.solarize,
+    Code.HUE: tvf.adjust_hue,
+}
+
+
+def apply_batched(images: Tensor, operations: Operations) -> Tensor:
+    """Apply to `[n, S, S, 3]` uint8 on any device; returns the same shape, not the same memory."""
+    images = images.clone()
+    for codes, magnitudes in zip(operations.codes.T, operations.magnitudes.T, strict=True):
+        _apply_slot(images, codes, magnitudes)
+    return images
+
+
+def _apply_slot(images: Tensor, codes: NDArray[np.int8], magnitudes: NDArray[np.float64]) -> None:
+    """One operation an image, `codes` and `magnitudes` `[n]`, in place."""
+    is_geometric = (codes >= Code.SHEAR_X) & (codes <= Code.ROTATE)
+    groups: list[tuple[Kernel, NDArray[np.bool_]]] = [(_warp, is_geometric)]
+    groups += [(kernel, codes == code) for code, kernel in _KERNELS.items()]
+    for kernel, is_member in groups:
+        rows = np.flatnonzero(is_member)
+        if len(rows):
+            at = to_device(rows, images.device)
+            before = images[at].permute(0, 3, 1, 2)
+            after = kernel(before, codes[rows], magnitudes[rows])
+            images[at] = after.permute(0, 2, 3, 1)
+
+
+Kernel = Callable[[Tensor, NDArray[np.int8], NDArray[np.float64]], Tensor]
+"""`[m, 3, S, S]` uint8, codes `[m]`, magnitudes `[m]` to `[m, 3, S, S]` uint8."""
+
+
+def _column(values: NDArray[np.float64], device: torch.device) -> Tensor:
+    return to_device(values.astype(np.float32), device)[:, None, None, None]
+
+
+def _to_uint8(values: Tensor) -> Tensor:
+    return values.clamp_(0, 255).to(torch.uint8)
+
+
+def _blend(images: Tensor, others: Tensor, factors: NDArray[np.float64]) -> Tensor:
+    """images * factor + others * (1 - factor), `factors` `[m]`."""
+    device = images.device
+    mixed = images * _column(factors, device) + others * _column(1.0 - factors, device)
+    return _to_uint8(mixed)
+
+
+def inverse_matrices(
+    codes: NDArray[np.int8], magnitudes: NDArray[np.float64], size: int
+) -> NDArray[np.float64]:
+    """`[m, 2, 3]`: where each pixel of the result comes from, x and y from the centre, pixels.
+
+    Shears keep the upper left corner, rotations the centre, as torchvision's
+    `_get_inverse_affine_matrix` does.
+    """
+    matrices = np.zeros((len(codes), 2, 3))
+    matrices[:, 0, 0] = matrices[:, 1, 1] = 1.0
+    for axis, shear, translate in (
+        (0, Code.SHEAR_X, Code.TRANSLATE_X),
+        (1, Code.SHEAR_Y, Code.TRANSLATE_Y),
+    ):
+        sheared = codes == shear
+        matrices[sheared, axis, 1 - axis] = magnitudes[sheared]
+        matrices[sheared, axis, 2] = magnitudes[sheared] * size / 2
+        moved = codes == translate
+        matrices[moved, axis, 2] = -magnitudes[moved]
+    rotated = codes == Code.ROTATE
+    angles = np.radians(magnitudes[rotated])
+    matrices[rotated, 0, 0] = matrices[rotated, 1, 1] = np.cos(angles)
+    matrices[rotated, 1, 0] = np.sin(angles)
+    matrices[rotated, 0, 1] = -np.sin(angles)
+    return matrices
+
+
+def _warp(images: Tensor, codes: NDArray[np.int8], magnitudes: NDArray[np.float64]) -> Tensor:
+    size = images.shape[-1]
+    device = images.device
+    theta = to_device(inverse_matrices(codes, magnitudes, size).astype(np.float32), device)
+    offsets = torch.arange(size, device=device, dtype=torch.float32) - (size - 1) / 2
+    x, y = offsets[None, None, :], offsets[None, :, None]
+    # Sums of products, not a matrix product: TF32 would move the samples by a tenth of a pixel.
+    sources = [
+        theta[:, axis, 0, None, None] * x
+        + theta[:, axis, 1, None, None] * y
+        + theta[:, axis, 2, None, None]
+        for axis in (0, 1)
+    ]
+    grid = torch.stack(sources, dim=-1) / (0.5 * size)
+    warped = functional.grid_sample(
+        images.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False
+    )
+    return _to_uint8(warped.round_())
+
+
+def _gray(images: Tensor) -> Tensor:
+    """`[m, 1, S, S]` float32, whole numbers."""
+    red, green, blue = images.float().unbind(dim=1)
+    return (red * _GRAY[0] + green * _GRAY[1] + blue * _GRAY[2]).floor_()[:, None]
+
+
+def _brightness(images: Tensor, _: NDArray[np.int8], factors: NDArray[np.float64]) -> Tensor:
+    return _to_uint8(images * _column(factors, images.device))
+
+
+def _saturation(images: Tensor, _: NDArray[np.int8], factors: NDArray[np.float64]) -> Tensor:
+    return _blend(images, _gray(images), factors)
+
+
+def _contrast(images: Tensor, _: NDArray[np.int8], factors: NDArray[np.float64]) -> Tensor:
+    return _blend(images, _gray(images).mean(dim=(1, 2, 3), keepdim=True), factors)
+
+
+def _sharpness(images: Tensor, _: NDArray[np.int8], factors: NDArray[np.float64]) -> Tensor:
+    """Blend with a blurred image (3x3: ones around a five), but for the border."""
+    if images.shape[-1] <= 2:
+        return images
+    sharp = images.float()
+    rows = sharp[..., :-2, :] + sharp[..., 1:-1, :] + sharp[..., 2:, :]
+    sums = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
+    inner = sharp[..., 1:-1, 1:-1]
+    blurred = ((sums + 4 * inner) / 13).round_()
+    inner += (blurred - inner) * _column(1.0 - factors, images.device)
+    return _to_uint8(sharp)
+
+
+def _posterize(images: Tensor, _: NDArray[np.int8], bits: NDArray[np.float64]) -> Tensor:
+    masks = (255 << (8 - bits.astype(np.int64)) & 255).astype(np.uint8)
+    return images & to_device(masks, images.device)[:, None, None, None]
+
+
+def _solarize(images: Tensor, _: NDArray[np.int8], thresholds: NDArray[np.float64]) -> Tensor:
+    return torch.where(images >= _column(thresholds, images.device), ~images, images)
+
+
+def _auto_contrast(images: Tensor, _: NDArray[np.int8], __: NDArray[np.float64]) -> Tensor:
+    values = images.float()
+    low, high = values.amin(dim=(2, 3), keepdim=True), values.amax(dim=(2, 3), keepdim=True)
+    is_flat = high == low
+    scale = torch.where(is_flat, 1.0, (high - low) * (1.0 / 255))
+    return _to_uint8((values - torch.where(is_flat, 0.0, low)) / scale)
+
+
+def _equalize(images: Tensor, _: NDArray[np.int8], __: NDArray[np.float64]) -> Tensor:
+    """Pillow's ImageOps.equalize. The cumulative histogram comes from a sort: no atomic additions,
+    which torch's deterministic mode refuses on GPUs."""
+    flat = images.flatten(start_dim=2).contiguous()
+    ordered = flat.sort(dim=2).values
+    levels = torch.arange(256, device=images.device, dtype=torch.uint8)
+    levels = levels.expand(*flat.shape[:2], 256).contiguous()
+    below = torch.searchsorted(ordered, levels)  # pixels darker than each level
+    darker_than_brightest = torch.searchsorted(ordered, ordered[..., -1:].contiguous())
+    step = darker_than_brightest // 255
+    table = ((below + step // 2) // step.clamp(min=1)).clamp_(0, 255).to(torch.uint8)
+    table = torch.where(step == 0, levels, table)
+    return table.gather(2, flat.long()).view_as(images)
+
+
+def _invert(images: Tensor, _: NDArray[np.int8], __: NDArray[np.float64]) -> Tensor:
+    return ~images
+
+
+def _hue(images: Tensor, _: NDArray[np.int8], turns: NDArray[np.float64]) -> Tensor:
+    """To HSV, turn, and back, as torchvision's `adjust_hue`."""
+    red, green, blue = (images.float() / 255).unbind(dim=1)
+    value = torch.maximum(torch.maximum(red, green), blue)
+    chroma = value - torch.minimum(torch.minimum(red, green), blue)
+    safe = torch.where(chroma == 0, 1.0, chroma)
+    hue = torch.where(
+        value == red,
+        (green - blue) / safe,
+        torch.where(value == green, 2.0 + (blue - red) / safe, 4.0 + (red - green) / safe),
+    )
+    hue = torch.where(chroma == 0, 0.0, hue) + 6.0 * _column(turns, images.device)[:, 0]
+    # Each channel is value - chroma * (a trapezium of the hue): Smith 1978, in closed form.
+    channels = []
+    for offset in (5.0, 3.0, 1.0):
+        k = (hue + offset).remainder(6.0)
+        channels.append(value - chroma * torch.minimum(k, 4.0 - k).clamp(0.0, 1.0))
+    return (torch.stack(channels, dim=1) * (256.0 - 1e-3)).to(torch.uint8)
+
+
+_KERNELS: dict[Code, Kernel] = {
+    Code.BRIGHTNESS: _brightness,
+    Code.COLOR: _saturation,
+    Code.CONTRAST: _contrast,
+    Code.SHARPNESS: _sharpness,
+    Code.POSTERIZE: _posterize,
+    Code.SOLARIZE: _solarize,
+    Code.AUTO_CONTRAST: _auto_contrast,
+    Code.EQUALIZE: _equalize,
+    Code.INVERT: _invert,
+    Code.HUE: _hue,
+}

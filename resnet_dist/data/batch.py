@@ -1,0 +1,116 @@
+"""What is decided about a micro-batch before anything is read or decoded.
+
+A `BatchSpec` is the border between the pure part of the data path (order, augmentation parameters)
+and the loaders, which only read, decode and transform what it says. A `Batch` is what they yield.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Operations:
+    """Operations on uint8 images, k for each of n, one after the other."""
+
+    codes: NDArray[np.int8]
+    """`[n, k]` values of `resnet_dist.data.augment.auto_augment.Code`."""
+    magnitudes: NDArray[np.float64]
+    """`[n, k]` what torchvision's functional of that operation takes."""
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Which rows of a spec are mixed, and how.
+
+    Row i becomes image_i * share + partner_i * (1 - share), or, where `is_cut`, image_i with the
+    partner's pixels in the box.
+    """
+
+    own: slice
+    """Rows that the batch keeps. The spec has at most one more at each end: the partner of a sample
+    at the edge of the micro-batch, which is another rank's or another micro-batch's."""
+    partners: NDArray[np.int64]
+    """`[n]` row of the partner; a row that is its own partner stays as it is."""
+    shares: NDArray[np.float32]
+    """`[n]` weight of the own label; the partner's is 1 - share."""
+    boxes: NDArray[np.int32]
+    """`[n, 4]` top, left, height, width, pixels; zeros where nothing is cut."""
+    is_cut: NDArray[np.bool_]
+    """`[n]`"""
+
+
+@dataclass(frozen=True)
+class BatchSpec:
+    """One micro-batch of n samples, decided but not yet decoded.
+
+    For each sample: decode, take the window, resize it (antialiased), cut a `size` x `size` crop
+    out of the result, shift it with reflected borders (where `crop_offsets` is given), flip it,
+    apply the operations, normalise, erase; then mix them."""
+
+    step: int
+    """Training step, or number of the evaluation batch."""
+    sample_ids: NDArray[np.int64]
+    """`[n]` positions in the index."""
+    labels: NDArray[np.int64]
+    """`[n]`"""
+    crop_boxes: NDArray[np.int32]
+    """`[n, 4]` top, left, height, width in the decoded image, pixels."""
+    resized: NDArray[np.int32]
+    """`[n, 2]` height, width of the resized window, pixels."""
+    crops: NDArray[np.int32]
+    """`[n, 2]` top, left of the crop in the resized window, pixels."""
+    crop_offsets: NDArray[np.int32] | None
+    """`[n, 2]` rows, columns by which the crop moves over a reflected border; None: it stays."""
+    flips: NDArray[np.bool_]
+    """`[n]` whether to mirror left and right."""
+    size: int
+    """Side of the result, pixels."""
+    operations: Operations | None = None
+    """None: none."""
+    erased: NDArray[np.int32] | None = None
+    """`[n, 4]` top, left, height, width of the erased rectangle, zeros where there is none."""
+    mix: Mix | None = None
+    """None: nothing is mixed, and all rows are the micro-batch's own."""
+
+    @property
+    def own(self) -> slice:
+        """The rows that are this micro-batch's; others are only there to be mixed in."""
+        return self.mix.own if self.mix is not None else slice(0, len(self))
+
+    def __len__(self) -> int:
+        return len(self.sample_ids)
+
+
+@dataclass(frozen=True)
+class MixedLabels:
+    """The second label of each image of a batch, on the device."""
+
+    partners: torch.Tensor
+    """`[n]` int64 labels of what was mixed in."""
+    shares: torch.Tensor
+    """`[n]` float32 weight of the first label; the second's is 1 - share."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch on the device."""
+
+    step: int
+    """Training step, or number of the evaluation batch."""
+    images: torch.Tensor
+    """`[n, 3, size, size]` of `data.image_dtype`, normalised, channels-last memory format; with
+    `data.pad_channels` 4 channels, the last of zeros."""
+    labels: torch.Tensor
+    """`[n]` int64"""
+    sample_ids: NDArray[np.int64]
+    """`[n]` positions in the index, on the host."""
+    mixed: MixedLabels | None = None
+    """None: every image has one label."""

@@ -1,0 +1,290 @@
+"""The index: what a data set is, for loaders that know nothing else of it.
+
+Owns the table of samples (where the bytes lie, label, height, width), its cache on disk and when
+that is out of date. Arrays are memory-mapped: all processes of a node share one copy. The table of
+a folder of class folders is made by reading it; that of a packed split lies beside its shards.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resnet_dist.config import DataConfig
+from resnet_dist.data.index import packed, scan
+from resnet_dist.data.index.places import cache_root, split_folder
+from resnet_dist.errors import UserError
+
+_VERSION = 1
+_MAX_FILES_CHECKED = 100_000
+
+
+@dataclass(frozen=True)
+class Index:
+    """The samples of a split, in a fixed order. Columns are read-only, one entry a sample."""
+
+    folder: Path
+    classes: list[str]
+    """Names by label. Of a validation split: the training split's."""
+    own_classes: list[str]
+    """Classes of this split."""
+    labels: NDArray[np.int64]
+    heights: NDArray[np.int32]
+    """As stored in the file (EXIF rotation ignored), pixels."""
+    widths: NDArray[np.int32]
+    lengths: NDArray[np.int64]
+    """Of the encoded images, bytes."""
+    path_bytes: NDArray[np.uint8]
+    """All names (paths below a folder of class folders), one after the other."""
+    path_offsets: NDArray[np.int64]
+    """`[N + 1]` where each begins."""
+    fingerprint: str
+    """sha256 over class names, relative paths, labels and sizes; equal wherever the root lies."""
+
+    columns: Path
+    """Folder of the columns' files."""
+    shards: packed.Shards | None = None
+    """Where the samples of a packed split lie; None: each is a file."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """In another process the same pages are mapped: no column is copied."""
+        shards = self.shards
+        return _open_columns, (
+            self.columns,
+            self.folder,
+            self.own_classes,
+            self.classes,
+            self.fingerprint,
+            None
+            if shards is None
+            else (shards.names, shards.num_bytes, shards.layout, shards.content),
+        )
+
+    def path(self, sample_id: int) -> str:
+        """File of a sample; of a packed one FOLDER/SHARD:NAME, for messages."""
+        start, stop = self.path_offsets[sample_id : sample_id + 2]
+        name = os.fsdecode(self.path_bytes[start:stop].tobytes())
+        if self.shards is None:
+            return f"{self.folder}/{name}"
+        return f"{self.folder}/{self.shards.names[self.shards.numbers[sample_id]]}:{name}"
+
+    @property
+    def remedy(self) -> str:
+        """What to do about a sample that is damaged."""
+        if self.shards is None:
+            return "replace or remove the file"
+        return f"`python -m resnet_dist.prepare verify {self.folder.parent}` finds damaged shards"
+
+
+def open_index(
+    data: DataConfig,
+    split_name: str,
+    *,
+    build: bool,
+    show_progress: bool,
+    classes: list[str] | None = None,
+) -> Index:
+    """The index of `<data.root>/<split_name>`, of a folder from the cache if it is current.
+
+    With `build`, a missing or outdated one is made first; any number of processes may call this at
+    once, and one of them works. Without, the caller says that it was just built: only the class
+    folders are checked. `classes` numbers the labels of a validation split by the training
+    split's classes. Raises UserError for anything wrong with the folder or the cache.
+    """
+    folder = split_folder(data, split_name)
+    if packed.is_packed(folder):
+        index = _open_packed(folder)
+    else:
+        index = _open_folder(data, folder, build=build, show_progress=show_progress)
+    return index if classes is None else _renumber(index, classes)
+
+
+def _open_packed(folder: Path) -> Index:
+    manifest = packed.read_manifest(folder)
+    packed.check_columns(folder, manifest)
+    shards = manifest.shards
+    return _open_columns(
+        folder / packed.COLUMNS_FOLDER,
+        folder,
+        manifest.classes,
+        manifest.classes,
+        manifest.fingerprint,
+        (
+            tuple(one.name for one in shards),
+            tuple(one.num_bytes for one in shards),
+            manifest.columns.get("shards", ""),
+            hashlib.sha256("".join(one.sha256 for one in shards).encode()).hexdigest(),
+        ),
+    )
+
+
+def _open_folder(data: DataConfig, folder: Path, *, build: bool, show_progress: bool) -> Index:
+    key = hashlib.sha256(os.fsencode(folder)).hexdigest()[:24]
+    cache = cache_root(data) / "index" / key
+    try:
+        index = _load(cache, folder, check_files=build)
+        if index is None and build:
+            with _locked(cache):
+                index = _load(cache, folder, check_files=True)  # another process may have built it
+                if index is None:
+                    _build(cache, folder, show_progress=show_progress)
+                    index = _load(cache, folder, check_files=False)
+    except OSError as error:  # the data folder's own are UserErrors already
+        raise UserError(
+            f"data.cache_dir ({cache}): cannot keep the index there ({error.strerror}); set "
+            f"data.cache_dir or $RESNET_DIST_CACHE to a writable folder"
+        ) from error
+    if index is None:
+        raise UserError(
+            f"data.cache_dir ({cache_root(data)}): holds no current index of {folder}"
+            + (
+                ", which changed while it was read; wait until it is complete"
+                if build
+                else "; build it on this node first, or set data.cache_dir to a folder that all "
+                "nodes share"
+            )
+        )
+    return index
+
+
+def check_splits(train: Index, val: Index) -> None:
+    """Raise UserError unless every class of `val` is one of `train`'s."""
+    _renumber(val, train.classes)
+    assert val.classes == train.classes, "open the validation index with classes=train.classes"
+
+
+def _renumber(index: Index, classes: list[str]) -> Index:
+    numbers = {name: number for number, name in enumerate(classes)}
+    unknown = [name for name in index.own_classes if name not in numbers]
+    if unknown:
+        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        raise UserError(
+            f"data.val_split ({index.folder}): holds classes that the training split lacks: "
+            f"{', '.join(unknown[:5])}{more}; remove them or add them to the training split"
+        )
+    if classes == index.classes:
+        return index
+    new_labels = np.array([numbers[name] for name in index.classes], dtype=np.int64)
+    return Index(**{**vars(index), "classes": list(classes), "labels": new_labels[index.labels]})
+
+
+def _load(cache: Path, folder: Path, *, check_files: bool) -> Index | None:
+    """The cached index, or None if there is none or it is out of date."""
+    classes = scan.list_classes(folder)
+    try:
+        meta = json.loads((cache / "index.json").read_text())
+        if meta["version"] != _VERSION or meta["own_classes"] != classes:
+            return None
+        if not _is_current(folder, meta, check_files=check_files):
+            return None
+        columns = cache / meta["data"]
+        return _open_columns(columns, folder, classes, classes, meta["fingerprint"])
+    except (FileNotFoundError, ValueError, KeyError):
+        return None  # also when another process replaces it right now
+
+
+def _open_columns(
+    columns: Path,
+    folder: Path,
+    own_classes: list[str],
+    classes: list[str],
+    fingerprint: str,
+    shards: tuple[tuple[str, ...], tuple[int, ...], str, str] | None = None,
+) -> Index:
+    index = Index(
+        folder=folder,
+        classes=own_classes,
+        own_classes=own_classes,
+        fingerprint=fingerprint,
+        columns=columns,
+        shards=None
+        if shards is None
+        else packed.Shards(
+            names=shards[0],
+            num_bytes=shards[1],
+            layout=shards[2],
+            content=shards[3],
+            numbers=packed.map_column(columns / "shards.npy"),
+            offsets=packed.map_column(columns / "offsets.npy"),
+        ),
+        **packed.map_columns(columns, packed.FOLDER_COLUMNS),
+    )
+    return index if classes == own_classes else _renumber(index, classes)
+
+
+def _is_current(folder: Path, meta: dict[str, Any], *, check_files: bool) -> bool:
+    for name, mtime_ns in meta["directories"].items():
+        try:
+            if (folder / name).stat().st_mtime_ns != mtime_ns:
+                return False
+        except OSError:
+            return False
+    if check_files and meta["files_digest"] is not None:
+        listings = [scan.list_class(folder, name) for name in meta["own_classes"]]
+        return bool(scan.digest_of_files(folder, listings) == meta["files_digest"])
+    return True
+
+
+def _build(cache: Path, folder: Path, *, show_progress: bool) -> None:
+    """Scan the folder and publish the result.
+
+    The columns go to a fresh folder first; replacing index.json, which names that folder, is the
+    one moment at which the new index exists. A kill before it leaves the old one.
+    """
+    files_digest = _digest_if_small(folder)  # before the scan: a change during it shows
+    scanned = scan.scan_folder(folder, show_progress=show_progress)
+    if len(scanned.labels) > _MAX_FILES_CHECKED:
+        files_digest = None
+    columns = Path(tempfile.mkdtemp(prefix="data-", dir=cache))
+    for name in packed.FOLDER_COLUMNS:
+        np.save(columns / f"{name}.npy", getattr(scanned, name))
+    meta = {
+        "version": _VERSION,
+        "folder": str(folder),
+        "own_classes": scanned.classes,
+        "directories": scanned.directories,
+        "files_digest": files_digest,
+        "fingerprint": packed.fingerprint_of(scanned.classes, vars(scanned)),
+        "data": columns.name,
+    }
+    temporary = cache / "index.json.tmp"  # the lock is held: nobody else writes it
+    temporary.write_text(json.dumps(meta))
+    temporary.replace(cache / "index.json")
+    for old in cache.glob("data-*"):
+        if old != columns:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _digest_if_small(folder: Path) -> str | None:
+    listings: list[scan.ClassListing] = []
+    num_files = 0
+    for name in scan.list_classes(folder):
+        listings.append(scan.list_class(folder, name))
+        num_files += len(listings[-1].files)
+        if num_files > _MAX_FILES_CHECKED:
+            return None
+    return scan.digest_of_files(folder, listings)
+
+
+@contextmanager
+def _locked(cache: Path) -> Iterator[None]:
+    """Hold the cache folder's lock; POSIX locks also work between the nodes of an NFS share."""
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / "lock").open("w") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        yield

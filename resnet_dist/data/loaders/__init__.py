@@ -1,0 +1,1 @@
+"""The loaders: DALI, torch, memory, synthetic; each yields the same batches."""

@@ -1,0 +1,1 @@
+"""The built-in data set: pictures of drawn shapes in ten classes."""

@@ -1,0 +1,1 @@
+"""From a sample of the index to bytes and pixels."""

@@ -1,0 +1,1 @@
+"""The table of epochs and the curves of a run."""

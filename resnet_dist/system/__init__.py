@@ -1,0 +1,1 @@
+"""The operating system: files, processes, and the places where tests make them fail."""

@@ -1,0 +1,218 @@
+"""The process group: who we are among the ranks, and the few collectives that are not DDP's.
+
+Owns start and stop of torch.distributed. Every function named `sync_*` is a collective: all ranks
+must call it, in the same order. With one process there is no group, and they return at once.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from resnet_dist.config import DistConfig
+from resnet_dist.errors import AgreedError, UserError
+from resnet_dist.system.parent import die_with_parent
+
+T = TypeVar("T")
+
+_LAUNCH_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+FLIGHT_RECORDER_FOLDER = "flight_recorder"
+"""In the run folder; the file of a rank is `rank_<rank>`, for torch's `fr_trace`."""
+
+_ELASTIC_VARIABLE = "TORCHELASTIC_RUN_ID"
+JOB_VARIABLE = "RESNET_DIST_JOB"
+"""Environment variable: what all starts of one job have in common, where a launcher gives each of
+them a rendezvous id of its own."""
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all of them. Made once, passed down."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes files and speaks to the user."""
+        return self.rank == 0
+
+
+def launched_ranks() -> tuple[int, int, int, int]:
+    """(rank, world_size, local_rank, local_world_size) as torchrun gave them; one process else."""
+    present = [name in os.environ for name in _LAUNCH_VARIABLES]
+    if not any(present):
+        return 0, 1, 0, 1
+    if not all(present):
+        missing = [name for name in _LAUNCH_VARIABLES if name not in os.environ]
+        raise UserError(
+            f"environment ({', '.join(missing)}): not set although other variables of torchrun "
+            f"are; start with `torchrun --nproc_per_node N -m resnet_dist.train`"
+        )
+    rank, size, local_rank, local_size = (int(os.environ[name]) for name in _LAUNCH_VARIABLES)
+    return rank, size, local_rank, local_size
+
+
+def elastic_job() -> str | None:
+    """What all processes of one job, restarted ones too, have in common: RESNET_DIST_JOB, or the
+    `--rdzv-id` of torchrun."""
+    if JOB_VARIABLE in os.environ:
+        return os.environ[JOB_VARIABLE]
+    job = os.environ.get(_ELASTIC_VARIABLE)
+    return None if job == "none" else job  # "none" is torchrun's default, so any job's
+
+
+def start_process_group(config: DistConfig, run_folder: Path | None = None) -> World:
+    """Join the process group that torchrun prepared (none for one process) and pick the device.
+
+    From now on this process dies with torchrun's. A collective that times out on GPUs leaves a
+    record of the last ones in `run_folder`, if that is given.
+    Raises UserError if the world is not of the size that the config insists on.
+    """
+    if _ELASTIC_VARIABLE in os.environ:
+        die_with_parent()
+    rank, size, local_rank, local_size = launched_ranks()
+    if config.world_size is not None and size != config.world_size:
+        raise UserError(
+            f"dist.world_size ({config.world_size}): but {size} processes were started; start as "
+            f"many as that, or set dist.world_size=null"
+        )
+    device = torch.device("cpu")
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "dist.device ('cuda'): torch sees no GPU here; check the driver (nvidia-smi) and "
+            "CUDA_VISIBLE_DEVICES, or set dist.device=auto"
+        )
+    if config.device != "cpu" and torch.cuda.is_available():
+        if local_rank >= torch.cuda.device_count():
+            raise UserError(
+                f"--nproc_per_node ({local_size}): more processes than the "
+                f"{torch.cuda.device_count()} visible GPUs; start one process a GPU"
+            )
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+        prepare_nccl(config, run_folder)
+    if size > 1:
+        dist.init_process_group(
+            backend="cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+            timeout=timedelta(seconds=config.timeout_s),
+            device_id=device if device.type == "cuda" else None,
+        )
+    return World(rank, size, local_rank, local_size, device)
+
+
+def prepare_nccl(config: DistConfig, run_folder: Path | None) -> None:
+    """Set what NCCL's process group reads from the environment, unless the user has set it.
+
+    The names are those of torch 2.11; later ones (TORCH_FR_*) have these as second names.
+    """
+    entries = config.flight_recorder_entries
+    variables = {
+        # The watchdog's own watchdog: for when CUDA hangs, and no collective can time out.
+        "TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC": str(math.ceil(max(60.0, config.timeout_s))),
+        "TORCH_NCCL_TRACE_BUFFER_SIZE": str(entries),
+        "TORCH_NCCL_DUMP_ON_TIMEOUT": str(int(entries > 0 and run_folder is not None)),
+    }
+    if entries > 0 and run_folder is not None:
+        folder = run_folder / FLIGHT_RECORDER_FOLDER
+        try:
+            folder.mkdir(parents=True, exist_ok=True)  # torch does not make it
+        except OSError as error:
+            raise UserError(
+                f"run.dir ({run_folder}): cannot be written to ({error.strerror}); give another "
+                f"folder"
+            ) from error
+        variables["TORCH_NCCL_DEBUG_INFO_TEMP_FILE"] = str(folder.resolve() / "rank_")
+    for name, value in variables.items():
+        os.environ.setdefault(name, value)
+
+
+def stop_process_group(world: World) -> None:
+    """Leave the process group. On failure paths exit instead, and the agent ends the peers."""
+    if world.size > 1:
+        dist.destroy_process_group()
+
+
+def threads_per_rank(local_size: int) -> int:
+    """CPU cores of this process's share of the node, at least 1."""
+    return max(1, len(os.sched_getaffinity(0)) // local_size)
+
+
+def sync_attempt(world: World, function: Callable[[], T]) -> T:
+    """Run a function on every rank; if it raises UserError on any, raise that on all.
+
+    So that a rank that found bad input does not leave the others waiting in the next collective.
+    """
+    result: T | None = None
+    message: str | None = None
+    try:
+        result = function()
+    except UserError as error:
+        if world.size == 1:
+            raise
+        message = str(error)
+    failed = [text for text in sync_gather_objects(message, world) if text is not None]
+    if failed:
+        raise AgreedError("\n".join(dict.fromkeys(failed)))
+    return result  # type: ignore[return-value]
+
+
+def sync_barrier(world: World) -> None:
+    """Wait for all ranks."""
+    if world.size > 1:
+        dist.barrier()
+
+
+def sync_sum_(tensor: torch.Tensor, world: World) -> torch.Tensor:
+    """Sum a tensor over all ranks, in place."""
+    if world.size > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def sync_gather_objects(value: T, world: World) -> list[T]:
+    """Every rank's small picklable value, in the order of the ranks."""
+    if world.size == 1:
+        return [value]
+    values: list[Any] = [None] * world.size
+    dist.all_gather_object(values, value)
+    return values
+
+
+def sync_broadcast_object(value: Any, world: World) -> Any:
+    """Rank 0's small picklable value, on all ranks."""
+    if world.size == 1:
+        return value
+    holder = [value]
+    dist.broadcast_object_list(holder, src=0, device=torch.device("cpu"))
+    return holder[0]
+
+
+def sync_broadcast_bytes(data: bytes | bytearray | None, world: World) -> bytes | bytearray:
+    """Rank 0's bytes, on all ranks; the others pass None."""
+    if world.size == 1:
+        assert data is not None
+        return data
+    length = sync_broadcast_object(len(data) if data is not None else None, world)
+    buffer = bytearray(data) if data is not None else bytearray(length)
+    if length:
+        dist.broadcast(torch.frombuffer(buffer, dtype=torch.uint8), src=0)
+    return buffer
+
+
+def sync_broadcast_(tensors: list[torch.Tensor], world: World) -> None:
+    """Overwrite tensors with rank 0's."""
+    if world.size > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
