@@ -4,9 +4,9 @@ Owns everything that knows of Slurm. `resnet_dist` does not know that this packa
 share the command line of the trainer, the run folder, and exit codes.
 
     submit, resume, status, logs, cancel, preflight   the commands: python -m launch.<name>
-    submission/    from a command line to a batch script and a job
-    reports/       what became of runs, for people and for programs
-    node/          what a job does: on each node, and when all nodes have ended
+    submission/    the way from a command line to a batch script and a job
+    reports/       the status of runs, for people and for programs
+    node/          the job: its work on each node, and what follows when all nodes have ended
     records/       the files of a run folder that the launcher reads and writes
     cluster/       the options of a job, and Slurm's commands
 

@@ -1,4 +1,4 @@
-"""`python -m launch.status [RUN ...]`: what became of runs, from Slurm and from their folders.
+"""`python -m launch.status [RUN ...]`: the state of runs, from Slurm and from their folders.
 
 Without arguments: all runs below `runs/`. One run is shown with its attempts.
 """

@@ -1,4 +1,4 @@
-"""From YAML files and command-line options to a `ClusterConfig`."""
+"""Sources of a `ClusterConfig`: YAML files and command-line options."""
 
 from __future__ import annotations
 

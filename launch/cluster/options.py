@@ -1,4 +1,4 @@
-"""What a job asks of a cluster: one frozen dataclass.
+"""Options of a job: one frozen dataclass.
 
 Owns names, defaults and rules of the options of `python -m launch.submit`, which come from YAML
 files and the command line (`launch.cluster.option_sources`). Reads no environment.
@@ -82,11 +82,11 @@ class ClusterConfig:
     max_failures: int = 5
     """Failed attempts in a row, without a step of progress, before the run is given up."""
     rendezvous_timeout_s: int = 900
-    """How long the nodes wait for one another at a start."""
+    """Seconds that the nodes wait for one another at a start."""
     exclude_bad_nodes: bool = True
     """Leave out, when requeued, nodes that the preflight found bad."""
     preflight_timeout_s: float = 300.0
-    """How long the first node waits for the others' preflight."""
+    """Seconds that the first node waits for the others' preflight."""
     min_free_disk_gib: float = 1.0
     """Free space that every node needs in the run folder and the cache folder, GiB."""
     min_free_shm_gib: float = 0.25

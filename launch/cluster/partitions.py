@@ -12,7 +12,7 @@ from resnet_dist.errors import UserError
 
 @dataclass(frozen=True)
 class Partition:
-    """What the nodes of a partition offer."""
+    """A partition and its nodes."""
 
     num_nodes: int
     most_gpus: int
@@ -64,7 +64,7 @@ def limit_min(text: str) -> float:
 
 
 def check_request(names: str | None, *, nodes: int, gpus_per_node: int, time_min: int) -> list[str]:
-    """See that one of the partitions can run such a job at all; what the user should know.
+    """Check that one of the partitions can run such a job at all. Returns remarks for the user.
 
     `names`: with commas; None means any. Raises UserError.
     """

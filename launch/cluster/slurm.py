@@ -44,9 +44,9 @@ class JobState:
     state: str
     """PENDING, RUNNING, COMPLETING, REQUEUED ...; one of ENDED when it is over."""
     reason: str = ""
-    """Why it is pending, or how it ended."""
+    """Reason why it is pending, or how it ended."""
     nodes: str = ""
-    """As Slurm writes a node list."""
+    """Slurm's node list, such as node[1-3]."""
     time_left: str = ""
     """Until the time limit of this attempt."""
 

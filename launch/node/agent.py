@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _message(failure: ProcessFailure) -> str:
-    """What the worker said before it ended, or how it ended."""
+    """The last message of the worker, or how it ended."""
     text: Any = failure.message  # declared as a str, but what `record` writes is a dict
     if isinstance(text, dict):
         text = str(text.get("message", text))

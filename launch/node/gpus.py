@@ -1,4 +1,4 @@
-"""Which GPUs are this task's, however Slurm counts them.
+"""The GPUs of this task, however Slurm counts them.
 
 With cgroup-limited devices the task sees only its own, numbered from 0, and so does
 CUDA_VISIBLE_DEVICES; without, it sees all, and CUDA_VISIBLE_DEVICES picks. In some containers the

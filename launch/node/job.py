@@ -1,4 +1,4 @@
-"""What each Slurm task, one per node, does with the help of torchrun.
+"""The job: the work of each Slurm task, one per node, with the help of torchrun.
 
 `TrainJob` is what submitit carries to the nodes. On each it sets or obeys the fence, takes part in
 the preflight, runs torchrun (`launch.node.agent`), and passes on the signals that Slurm sends. It
@@ -35,7 +35,7 @@ from resnet_dist.config.load import load_config
 
 _POLL_S = 0.2
 _PEERS_S = 10.0
-"""How long a node that failed waits, so that the others can write down why they did."""
+"""Time that a node that failed waits, so that the others can write down why they did."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ class TrainJob:
         sys.exit(run_task(self, SlurmTask.from_environment()))
 
     def checkpoint(self) -> DelayedSubmission:
-        """What submitit requeues on a signal that comes before the job has taken over the signals:
-        the same job."""
+        """The same job, which submitit requeues on a signal that comes before the job has replaced
+        submitit's handlers."""
         return DelayedSubmission(self)
 
 
@@ -130,8 +130,8 @@ def _start_agent(
 
 
 def _ignore_user_signals() -> None:
-    """Between fork and exec: torchrun must not die of a signal that is meant for its workers, not
-    even before it can ignore it by itself."""
+    """Runs between fork and exec: torchrun must not die of a signal that is meant for its workers,
+    not even before it can ignore it by itself."""
     for number in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
 

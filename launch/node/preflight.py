@@ -35,11 +35,11 @@ _POLL_S = 0.5
 
 @dataclass(frozen=True)
 class Findings:
-    """What a node found on itself."""
+    """The findings of a node on itself."""
 
     problems: list[str] = field(default_factory=list)
     visible_devices: str | None = None
-    """For the workers' CUDA_VISIBLE_DEVICES; None: leave it."""
+    """Value of the workers' CUDA_VISIBLE_DEVICES; None: leave it."""
     gpus: list[str] = field(default_factory=list)
     """Their UUIDs."""
 
@@ -72,7 +72,7 @@ def wants_gpus(cluster: ClusterConfig, config: Config) -> bool:
 
 
 def _room(folder: Path, needed_gib: float) -> list[str]:
-    """What is wrong with the free space of a folder that may not exist yet."""
+    """Problems with the free space of a folder that may not exist yet."""
     place = folder
     try:
         while not place.exists() and place != place.parent:
@@ -86,7 +86,7 @@ def _room(folder: Path, needed_gib: float) -> list[str]:
 
 
 def _data(config: Config) -> list[str]:
-    """What is wrong with the splits: missing, unreadable or empty. Files are the trainer's part."""
+    """Problems with the splits: missing, unreadable or empty. Files are the trainer's part."""
     if config.data.root is None or config.data.loader == "synthetic":
         return []
     problems = []
@@ -137,7 +137,7 @@ def pass_together(
 def conclude(
     reports: Sequence[PreflightReport], *, hosts: Sequence[str], timeout_s: float
 ) -> list[Problem]:
-    """What is wrong, with the host of each: what nodes found, GPUs in two places, silence."""
+    """Problems, each with its host: what nodes found, GPUs in two places, silence."""
     problems = [Problem(report.host, what) for report in reports for what in report.problems]
     seen: dict[str, str] = {}
     for report in reports:

@@ -82,7 +82,7 @@ def is_still_running(job_id: str) -> bool:
 
 
 def _own_id(job_id: str) -> str:
-    """How Slurm's commands call this job. One element of an array has the number of the array as
+    """This job's number in Slurm's commands. One element of an array has the number of the array as
     its own: by that, all elements would be requeued, those that have finished too."""
     array, task = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
     return f"{array}_{task}" if array and task else job_id

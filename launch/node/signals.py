@@ -19,7 +19,7 @@ from launch.records.attempt import Attempt, is_cancelled
 _POLL_S = 0.2
 _STALE_POLL_S = 1.0
 _RESEND_S = 2.0
-"""Between repetitions of a signal: workers that are still importing do not hear the first."""
+"""Time between repetitions of a signal: workers that are still importing do not hear the first."""
 
 _SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 

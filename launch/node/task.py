@@ -18,14 +18,14 @@ class SlurmTask:
     job_id: str
     """Slurm's number of the job (of the one element of an array); `local` without Slurm."""
     restart: int
-    """How often Slurm has requeued it."""
+    """Times that Slurm has requeued it."""
     node: int
     hosts: tuple[str, ...]
     """Names of the job's nodes; the first holds the rendezvous."""
     host: str
     """Name of this node."""
     end_time: float | None = None
-    """When the time limit is reached, seconds since 1970."""
+    """Time of the time limit, seconds since 1970."""
 
     @classmethod
     def from_environment(cls) -> SlurmTask:

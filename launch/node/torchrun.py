@@ -1,4 +1,4 @@
-"""How torchrun is started on a node: its command line, and the environment of its workers."""
+"""The start of torchrun on a node: its command line, and the environment of its workers."""
 
 from __future__ import annotations
 

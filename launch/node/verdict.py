@@ -159,7 +159,7 @@ def _stop(journal: Journal, *, was_ended: bool) -> Ending | None:
 
 
 def _first_failure(attempt: AttemptNotes, srun_code: int) -> _Failure | None:
-    """What went wrong first; None if nothing did."""
+    """The failure that came first; None if there was none."""
     if attempt.problems:
         listed = "; ".join(f"{problem.host}: {problem.what}" for problem in attempt.problems)
         return _Failure(Cause.PREFLIGHT_FAILED, f"preflight: {listed}")
@@ -186,7 +186,7 @@ def _first_failure(attempt: AttemptNotes, srun_code: int) -> _Failure | None:
 
 
 def _failure_of(attempt: AttemptNotes, end: TaskEnd) -> _Failure:
-    """Why a node's torchrun failed."""
+    """The reason why a node's torchrun failed."""
     if end.code < 0:
         reason = f"torchrun on {end.host} was killed by {_signal_name(-end.code)}"
         return _Failure(Cause.AGENT_KILLED, reason)

@@ -1,4 +1,4 @@
-"""How an attempt ended: attempts/NAME/end.json, which programs can rely on.
+"""The end of an attempt: attempts/NAME/end.json, which programs can rely on.
 
 `reason` is for people and may be worded otherwise tomorrow; whatever decides anything reads
 `outcome` and `cause`.
@@ -30,7 +30,7 @@ class Outcome(StrEnum):
 
 
 class Cause(StrEnum):
-    """What ended an attempt."""
+    """The events that end an attempt."""
 
     UNKNOWN = "unknown"
     TRAINING_DONE = "training_done"
@@ -64,12 +64,12 @@ class Cause(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Ending:
-    """How an attempt ended, and what follows."""
+    """The end of an attempt, and what follows."""
 
     outcome: Outcome
     cause: Cause
     reason: str
-    """For people."""
+    """Text for people."""
     is_requeued: bool = False
     """Whether the batch script requeues the job."""
     exclude: tuple[str, ...] = ()
@@ -86,7 +86,7 @@ class Ending:
 
 @dataclass(frozen=True)
 class PastEnding:
-    """What end.json holds."""
+    """The content of end.json."""
 
     ending: Ending
     step: int

@@ -1,4 +1,4 @@
-"""What an attempt left behind, read once: plain data for the verdict, the preflight and the status.
+"""The journal of an attempt, read once: plain data for verdict, preflight and status.
 
 The notes of its nodes (attempts/NAME/node*.jsonl), the preflight's conclusion (preflight.json), how
 its training ended (ends.jsonl), and, for the verdict, what the run folder says besides.
@@ -45,7 +45,7 @@ class TaskStart(Note):
 
 @dataclass(frozen=True, kw_only=True)
 class PreflightReport(Note):
-    """What the node found on itself."""
+    """The findings of the node on itself."""
 
     problems: tuple[str, ...]
     gpus: tuple[str, ...]
@@ -85,7 +85,7 @@ class RankFailure(Note):
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerReport(Note):
-    """What torchrun reported before it restarted the workers."""
+    """A report of torchrun before it restarted the workers."""
 
     text: str
 
@@ -110,7 +110,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class TrainingEnd:
-    """What the training said when it ended by itself."""
+    """A line of the training that ended by itself."""
 
     outcome: str
     """finished, limited (train.max_steps), stopped, diverged."""
@@ -125,7 +125,7 @@ class TrainingEnd:
 
 @dataclass(frozen=True, kw_only=True)
 class AttemptNotes:
-    """All that was written down during one attempt."""
+    """Everything that was written down during one attempt."""
 
     name: AttemptName
     nodes: tuple[int, ...] = ()

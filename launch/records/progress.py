@@ -1,4 +1,4 @@
-"""How far a run has come, from the records of the trainer."""
+"""The progress of a run, from the records of the trainer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TAIL_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run has come."""
+    """Numbers of the last records."""
 
     step: int = 0
     num_steps: int | None = None
@@ -60,7 +60,7 @@ def read_progress(run_dir: Path) -> Progress:
 
 
 def last_outcome(run_dir: Path) -> str | None:
-    """How the last start that ended by itself did so: finished, limited (train.max_steps), stopped,
+    """Outcome of the last start that ended by itself: finished, limited (train.max_steps), stopped,
     diverged."""
     ends = read_lines(run_dir / "ends.jsonl")
     return str(ends[-1]["outcome"]) if ends else None

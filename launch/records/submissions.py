@@ -51,7 +51,7 @@ class Submission:
         write_json(self.folder / "submission.json", content)
 
     def log(self, node: int = 0) -> Path:
-        """What a node's task printed, all attempts one after the other."""
+        """The file that a node's task prints to, all attempts one after the other."""
         return self.slurm_folder / f"{self.job_id}_{node}_log.out"
 
 

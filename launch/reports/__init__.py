@@ -1,1 +1,1 @@
-"""What became of runs, for people and for programs."""
+"""The status of runs, for people and for programs."""

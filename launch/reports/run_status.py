@@ -194,7 +194,7 @@ def _without_ending(notes: AttemptNotes) -> AttemptRow:
 
 
 def _current(run_dir: Path, submitted: Sequence[Submission], job: slurm.JobState | None) -> str:
-    """What the newest attempt does if it has not written how it ended."""
+    """State of the newest attempt if it has not written how it ended."""
     if job is not None:
         return RUNNING if job.state in _RUNNING_STATES else LOST
     if owner_of(run_dir) is not None:
@@ -203,7 +203,7 @@ def _current(run_dir: Path, submitted: Sequence[Submission], job: slurm.JobState
 
 
 class _History:
-    """What Slurm's accounting says about attempts, asked for once per job."""
+    """The states of attempts in Slurm's accounting, asked for once per job."""
 
     def __init__(self, job_ids: dict[int, str | None]) -> None:
         """`job_ids`: by number of the submission."""

@@ -1,1 +1,1 @@
-"""From a command line to a batch script and a job of Slurm."""
+"""The way from a command line to a batch script and a job of Slurm."""

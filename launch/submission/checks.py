@@ -36,8 +36,7 @@ def check_config(config: Config, cluster: ClusterConfig) -> None:
 
 
 def check_folder(run_dir: Path, *, has_slurm: bool) -> list[str]:
-    """See that a run folder holds no finished and no running run. Returns what the user should
-    know.
+    """Check that a run folder holds no finished and no running run. Returns remarks for the user.
 
     Raises UserError.
     """

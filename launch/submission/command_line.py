@@ -1,4 +1,4 @@
-"""What `launch.submit` and `launch.resume` have in common: options, and carrying a request out."""
+"""Common part of `launch.submit` and `launch.resume`: options, and carrying a request out."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _check_configs(request: Request) -> None:
 
 
 def _check_folders(request: Request) -> list[str]:
-    """What the user should know. Raises UserError with what is wrong in any of the folders."""
+    """Remarks for the user. Raises UserError with what is wrong in any of the folders."""
     has_slurm = shutil.which("squeue") is not None
     remarks: list[str] = []
     errors: list[str] = []

@@ -81,7 +81,7 @@ class Numbered:
 
     @property
     def mounts(self) -> list[str]:
-        """What a container must see."""
+        """The folders that a container must see."""
         root = self.request.root
         mounts = [f"{root}:{root}"]
         if root not in self.code.parents:
@@ -105,7 +105,7 @@ class Numbered:
         )
 
     def jobs(self) -> list[TrainJob]:
-        """What submitit carries, one per run."""
+        """The jobs that submitit carries, one per run."""
         return [
             TrainJob(
                 run_dir=str(run_dir),
@@ -192,7 +192,7 @@ def _write_config(path: Path, resolved: Resolved) -> None:
 
 
 def check_with_slurm(request: Request) -> list[str]:
-    """Have Slurm say whether it would take the job; what the user should know, its forecast last.
+    """Ask Slurm whether it would take the job. Returns remarks for the user, its forecast last.
 
     Raises UserError.
     """

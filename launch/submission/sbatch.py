@@ -1,4 +1,4 @@
-"""From a `ClusterConfig` to sbatch's script, by way of submitit.
+"""The batch script of a `ClusterConfig`, by way of submitit.
 
 The only file that uses a name of submitit that is not public: the function that makes the script's
 text. submitit has no public way to see a script without submitting it, and the script must be seen
@@ -21,7 +21,7 @@ from launch.cluster.options import ClusterConfig
 from launch.node.job import TrainJob
 
 NO_LIMIT = 1_000_000
-"""For submitit's count of reached time limits, which takes every short job for one."""
+"""Bound of submitit's count of reached time limits, which takes every short job for one."""
 
 
 def parameters(

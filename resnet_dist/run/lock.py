@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 FILE_NAME = "run.lock"
 GRACE_S = 60.0
-"""How long the former rank 0 may take to end after its time-out."""
+"""Seconds that the former rank 0 may take to end after its time-out."""
 
 _POLL_S = 0.2
 _MAX_BYTES = 1000
@@ -46,7 +46,7 @@ class Owner:
     """None: its name is not in the file, or not yet."""
     host: str | None
     job: str | None = None
-    """What all starts of its elastic job have in common."""
+    """Id that all starts of its elastic job share."""
 
     def __str__(self) -> str:
         if self.pid is None:
@@ -89,7 +89,7 @@ def owner_of(folder: Path) -> Owner | None:
 def own_run_folder(folder: Path, *, job: str | None = None) -> Iterator[None]:
     """Own the folder while inside. Raises FolderInUseError that names the process that owns it.
 
-    `job`: what all starts of this process's elastic job have in common, if it is of one.
+    `job`: id that all starts of this process's elastic job share, if it is of one.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
