@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from launch.records.attempt import AttemptName, attempts, is_cancelled
 from launch.records.ending import PastEnding, read_ending
 from launch.records.json_files import read_json, read_lines, write_json
-from launch.records.progress import newest_step
+from launch.records.progress import DONE, newest_step
 from launch.records.submissions import submission_folder
 
 _DEFAULT_SIGNAL_DELAY_S = 120.0
@@ -120,7 +120,7 @@ class TrainingEnd:
     @property
     def is_done(self) -> bool:
         """Whether nothing is left to train."""
-        return self.outcome in ("finished", "limited")
+        return self.outcome in DONE
 
 
 @dataclass(frozen=True, kw_only=True)

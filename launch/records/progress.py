@@ -12,6 +12,10 @@ _TAIL_BYTES = 1 << 20
 """More than the records of an epoch, so that the last evaluation is among them."""
 
 
+DONE = ("finished", "limited")
+"""Outcomes in ends.jsonl after which nothing is left to train; the others: stopped, diverged."""
+
+
 @dataclass(frozen=True)
 class Progress:
     """Numbers of the last records."""
@@ -60,8 +64,8 @@ def read_progress(run_dir: Path) -> Progress:
 
 
 def last_outcome(run_dir: Path) -> str | None:
-    """Outcome of the last start that ended by itself: finished, limited (train.max_steps), stopped,
-    diverged."""
+    """Outcome of the last start that ended by itself: finished, limited (train.max_steps), stopped
+    or diverged."""
     ends = read_lines(run_dir / "ends.jsonl")
     return str(ends[-1]["outcome"]) if ends else None
 

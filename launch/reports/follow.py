@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 from launch.cluster import slurm
-from launch.records.progress import last_outcome
+from launch.records.progress import DONE, last_outcome
 from launch.records.submissions import Submission
 from launch.reports.text import table
 
@@ -76,7 +76,7 @@ def until_ended(submitted: Sequence[Submission]) -> int:
     if tail is not None:
         tail.show_new()
     print(table(folders), flush=True)
-    done = [last_outcome(folder) in ("finished", "limited") for folder in folders]
+    done = [last_outcome(folder) in DONE for folder in folders]
     return 0 if all(done) else 1
 
 

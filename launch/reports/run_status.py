@@ -19,7 +19,7 @@ from launch.records.journal import (
     WorkerReport,
     read_attempt,
 )
-from launch.records.progress import Progress, last_outcome, read_progress
+from launch.records.progress import DONE, Progress, last_outcome, read_progress
 from launch.records.submissions import Submission, submissions
 from resnet_dist.run.lock import owner_of
 
@@ -103,7 +103,7 @@ def _state(
     if job is None and (owner := owner_of(run_dir)) is not None:
         return "RUNNING", str(owner)
     outcome = last_outcome(run_dir)
-    if outcome in ("finished", "limited"):
+    if outcome in DONE:
         return "FINISHED", "train.max_steps is reached" if outcome == "limited" else ""
     if is_cancelled(run_dir):
         return "CANCELLED", "launch.cancel"
