@@ -174,18 +174,20 @@ def _ended(run_dir: Path, notes: AttemptNotes) -> AttemptRow | None:
 def _without_ending(notes: AttemptNotes) -> AttemptRow:
     """The row of an attempt whose batch script was killed before it could judge, from what the
     nodes and the training itself wrote down."""
+    signals = notes.of(SignalNote)
+    cause = Cause.ENDED_BY_SLURM if any(note.is_term for note in signals) else Cause.SIGNALLED
     if notes.training_ends:
         end = notes.training_ends[-1]
+        if end.is_done or not signals:
+            cause = Cause.TRAINING_DONE if end.is_done else Cause.UNKNOWN
         reason = f"{end.reason or end.outcome}; killed before it could say more"
-        return _row(notes, end.outcome, Cause.UNKNOWN, reason, step=end.step)
-    signals = notes.of(SignalNote)
+        return _row(notes, end.outcome, cause, reason, step=end.step)
     told = {note.node for note in notes.notes if isinstance(note, (SignalNote, TaskEnd))}
     silent = [notes.host_of(node) for node in notes.nodes if node not in told]
     if told and silent:
         reason = f"{', '.join(silent)} left no record, and was lost or killed"
         return _row(notes, LOST, Cause.TASK_LOST, reason)
     if signals:
-        cause = Cause.ENDED_BY_SLURM if any(note.is_term for note in signals) else Cause.SIGNALLED
         kinds = ", ".join(sorted({note.signal for note in signals}))
         reason = f"{kinds}, and killed before it could say how it ended"
         return _row(notes, Outcome.STOPPED, cause, reason)

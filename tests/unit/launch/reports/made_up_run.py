@@ -58,8 +58,10 @@ class MadeUp:
         )
         write_ending(self.run_dir, AttemptName.parse(name), ending, step=step)
 
-    def says(self, outcome: str) -> None:
-        (self.run_dir / "ends.jsonl").write_text(json.dumps({"outcome": outcome}) + "\n")
+    def says(self, outcome: str, **facts: Any) -> None:
+        """The training ends by itself."""
+        line = {"outcome": outcome, **facts}
+        (self.run_dir / "ends.jsonl").write_text(json.dumps(line) + "\n")
 
     def record(self, step: int, **values: Any) -> None:
         named = {key.replace("__", "/"): value for key, value in values.items()}

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from launch.records.attempt import request_cancel
+from launch.records.ending import Cause
 from launch.reports.run_status import run_status
 from launch.reports.text import details, table
 from resnet_dist.run.lock import own_run_folder
@@ -90,6 +91,36 @@ def test_the_state_of_a_run_that_has_ended(
     assert reason in found.reason
     assert bool(reason) == bool(found.reason)
     assert (found.nodes, found.time_left) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("signals", "outcome", "cause", "asks_slurm"),
+    [
+        (["SIGTERM"], "stopped", Cause.ENDED_BY_SLURM, True),
+        (["SIGUSR2", "SIGTERM"], "stopped", Cause.ENDED_BY_SLURM, True),
+        (["SIGUSR1"], "stopped", Cause.SIGNALLED, False),
+        ([], "diverged", Cause.UNKNOWN, False),
+        (["SIGTERM"], "finished", Cause.TRAINING_DONE, False),
+    ],
+)
+def test_a_batch_script_that_was_killed_before_it_could_judge(
+    tmp_path: Path,
+    mock: MockSlurm,
+    signals: list[str],
+    outcome: str,
+    cause: Cause,
+    asks_slurm: bool,
+) -> None:
+    """Whatever the training calls the reason: the notes tell the cause."""
+    made = MadeUp(tmp_path / "run")
+    attempt = made.begin("001.000")
+    for signal in signals:
+        attempt.note("signal", signal=signal, left_s=900, is_cancelled=False)
+    made.says(outcome, step=8, reason="SIGTERM, said the training", launch="7.001.000")
+    mock.answers("sacct", "CANCELLED by 0|node1")
+    (row,) = run_status(made.run_dir).attempts
+    assert (row.outcome, row.cause, row.step) == (outcome, cause, 8)
+    assert ("(Slurm: CANCELLED)" in row.reason) == asks_slurm
 
 
 def test_a_finished_run_is_finished_whatever_slurm_says(tmp_path: Path, mock: MockSlurm) -> None:
