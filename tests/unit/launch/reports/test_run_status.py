@@ -123,6 +123,19 @@ def test_a_batch_script_that_was_killed_before_it_could_judge(
     assert ("(Slurm: CANCELLED)" in row.reason) == asks_slurm
 
 
+@pytest.mark.parametrize("cause", list(Cause))
+def test_slurm_is_asked_by_the_cause_and_not_by_the_words(
+    tmp_path: Path, mock: MockSlurm, cause: Cause
+) -> None:
+    made = MadeUp(tmp_path / "run")
+    made.begin("001.000")
+    made.end("001.000", "stopped", "rank 1 on node1: Signal 15 (SIGTERM)", cause=cause)
+    mock.answers("sacct", "PREEMPTED|node1")
+    (row,) = run_status(made.run_dir).attempts
+    is_slurms = cause in (Cause.ENDED_BY_SLURM, Cause.TIME_LIMIT_REACHED)
+    assert row.reason.endswith("(Slurm: PREEMPTED)") == is_slurms
+
+
 def test_a_finished_run_is_finished_whatever_slurm_says(tmp_path: Path, mock: MockSlurm) -> None:
     made = MadeUp(tmp_path / "run")
     made.says("finished")
