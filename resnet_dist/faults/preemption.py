@@ -1,8 +1,8 @@
-"""What happens to a run from outside: the request to stop.
+"""The request to stop that comes from outside: preemption, a time limit, Ctrl-C.
 
 Owns the signal handlers. A handler only sets a flag; the ranks agree on the step at which they all
 stop in a small collective about every `AGREEMENT_INTERVAL_S`, not in every step, so that a signal
-to one rank suffices and no rank goes on alone. A second SIGINT stops at once.
+to one rank suffices and no rank continues alone. A second SIGINT stops at once.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class StopSignal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Give them back; but where the ranks have agreed to stop, and the process is about to end
-        by itself, only SIGINT can hurry it."""
+        """Restore the former handlers; but where the ranks have agreed to stop, and the process is
+        about to end by itself, only SIGINT can end it sooner."""
         for number, handler in self._previous.items():
             is_ending = self._is_agreed and number != signal.SIGINT
             signal.signal(number, signal.SIG_IGN if is_ending else handler)
@@ -102,14 +102,14 @@ class StopSignal:
 
     @property
     def reason(self) -> str:
-        """What stopped the run, in words; after the ranks have agreed."""
+        """What stopped the run, for people; after the ranks have agreed."""
         if self._agreed_signal:
             return f"a signal ({signal.Signals(self._agreed_signal).name})"
         return "itself"
 
     def durable_line(self) -> str:
-        """How long it took from the first rank's signal until now, when the checkpoint is durable;
-        with a warning if that is near the time after which torchrun kills its workers."""
+        """Message with the time from the first rank's signal until now, when the checkpoint is
+        durable, and a warning if that is near the time after which torchrun kills its workers."""
         seconds = self._agreed_age + time.monotonic() - self._agreed_at
         line = f"stopped by {self.reason}: the checkpoint was durable {seconds:.1f} s after it"
         if seconds > SLOW_STOP_S:
