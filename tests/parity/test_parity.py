@@ -5,8 +5,8 @@ same batches from our loader, before mixing, with the shares and boxes of the pa
 loss, optimizer, schedule and moving average are theirs.
 
 Differences are shares of the distance that the weights went in the 50 steps. With what differs on
-purpose taken out, the small remainders below are left. As the other trainer is published, the difference is the
-size that stands in the header of the recipe's config.
+purpose taken out, a small remainder is left. As the other trainer is published, the difference is
+the size that stands in the header of the recipe's config.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ PAIRS = [
 ]
 REMAINDER = {"resnet50": 1e-6, "resnet50_tv_v2": 1e-2, "resnet50_a3": 2e-2}
 """Measured: 1.0e-9, 1.9e-3 and 5.9e-3; at a tenth of the rate 7.4e-3 and 3.8e-3 for the latter two.
-There the sums of the loss and of LAMB have another order. Not yet shown in float64 that all of it is
-rounding."""
+There the sums of the loss and of LAMB have another order. Not yet shown in float64 that all of it
+is rounding."""
 SIZES = {
     ("resnet50_tv_v2", "timm"): (0.25, 0.45),
     ("resnet50_tv_v2", "torchvision"): (0.27, 0.47),
