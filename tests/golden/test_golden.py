@@ -52,7 +52,7 @@ def test_differences_name_the_step_and_both_numbers() -> None:
         "losses, step 7",
         "losses, step 19",
     ]
-    assert f"want {want['losses'][7]}, got 9.0 (+7.7" in lines[2]
+    assert f"want {want['losses'][7]}, got 9.0 (+7." in lines[2]
     assert "got None" in lines[3]
 
 

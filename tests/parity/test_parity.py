@@ -5,8 +5,8 @@ same batches from our loader, before mixing, with the shares and boxes of the pa
 loss, optimizer, schedule and moving average are theirs.
 
 Differences are shares of the distance that the weights went in the 50 steps. With what differs on
-purpose taken out, only rounding is left. As the other trainer is published, the difference is the
-size that stands in the header of the recipe's config.
+purpose taken out, a small remainder is left. As the other trainer is published, the difference is
+the size that stands in the header of the recipe's config.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ PAIRS = [
     ("resnet50_tv_v2", "torchvision"),
     ("resnet50_a3", "timm"),
 ]
-ROUNDING = {"resnet50": 1e-6, "resnet50_tv_v2": 1e-2, "resnet50_a3": 2e-2}
-"""Measured: 1.0e-9, 1.9e-3 and 5.9e-3. Mixed labels and LAMB round differently at every step, and
-batch norm over few pixels makes the difference grow."""
+REMAINDER = {"resnet50": 1e-6, "resnet50_tv_v2": 1e-2, "resnet50_a3": 2e-2}
+"""Measured: 1.0e-9, 1.9e-3 and 5.9e-3; at a tenth of the rate 7.4e-3 and 3.8e-3 for the latter two.
+There the sums of the loss and of LAMB have another order. Not yet shown in float64 that all of it
+is rounding."""
 SIZES = {
     ("resnet50_tv_v2", "timm"): (0.25, 0.45),
     ("resnet50_tv_v2", "torchvision"): (0.27, 0.47),
@@ -68,20 +69,20 @@ def test_resnet50_is_theirs(case_of: Callable[[str], Case], parts: str) -> None:
     case = case_of("resnet50")
     weights, average = TRAINERS[parts](case, as_published=True)
     assert average is None
-    assert difference(case, weights) < ROUNDING["resnet50"]
+    assert difference(case, weights) < REMAINDER["resnet50"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("recipe", "parts"), PAIRS)
-def test_without_what_differs_on_purpose_only_rounding_is_left(
+def test_without_what_differs_on_purpose_little_is_left(
     case_of: Callable[[str], Case], recipe: str, parts: str
 ) -> None:
     case = case_of(recipe)
     weights, average = TRAINERS[parts](case, as_published=False)
-    assert difference(case, weights) < ROUNDING[recipe]
+    assert difference(case, weights) < REMAINDER[recipe]
     assert (average is None) == (case.our_average is None)
     if average is not None:
-        assert difference(case, average, average=True) < ROUNDING[recipe]
+        assert difference(case, average, average=True) < REMAINDER[recipe]
 
 
 @pytest.mark.slow

@@ -26,6 +26,7 @@ TORCH_FREE = {
     "resnet_dist",
     "resnet_dist.run.lock",
     "resnet_dist.config",
+    "resnet_dist.config.help.listing",
     "resnet_dist.config.load",
     "resnet_dist.system.files",
     "resnet_dist.errors",
