@@ -10,6 +10,7 @@ import argparse
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -68,6 +69,12 @@ class _Help(argparse.Action):
         parser.exit()
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of processes")
+    return int(text)
+
+
 def parse_arguments(argv: Sequence[str] | None, *, prog: str, description: str) -> Arguments:
     """Read `--config FILE ... --print-config --nproc N key=value ...`; answers `--help [KEY]`."""
     parser = argparse.ArgumentParser(
@@ -99,7 +106,7 @@ def parse_arguments(argv: Sequence[str] | None, *, prog: str, description: str) 
         help="show every value, its origin, and what follows from them, and stop",
     )
     parser.add_argument(
-        "--nproc", type=int, metavar="N", help="ranks that --print-config plans for"
+        "--nproc", type=_count, metavar="N", help="ranks that --print-config plans for"
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     arguments = parser.parse_intermixed_args(argv)
@@ -260,8 +267,13 @@ def _converted(value: Any, key: str, hint: Any) -> Any:
     elements = [_YAML_NUMBERS.get(str(element).lower(), element) for element in elements]
     given = tuple(elements) if isinstance(value, list) else elements[0]
     section, _, leaf = key.rpartition(".")
-    base = OmegaConf.structured(SECTIONS[section] if section else Config)
-    return OmegaConf.to_container(OmegaConf.merge(base, {leaf: given}))[leaf]  # type: ignore[index,call-overload]
+    return OmegaConf.to_container(OmegaConf.merge(_types_of(section), {leaf: given}))[leaf]  # type: ignore[index,call-overload]
+
+
+@cache
+def _types_of(section: str) -> Any:
+    """What OmegaConf converts the values of a section ("": of the root) with."""
+    return OmegaConf.structured(SECTIONS[section] if section else Config)
 
 
 _YAML_NUMBERS = {".inf": "inf", "+.inf": "inf", "-.inf": "-inf", ".nan": "nan"}

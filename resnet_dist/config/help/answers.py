@@ -65,7 +65,8 @@ def type_in_words(hint: Any) -> str:
 def value_in_yaml(value: Any) -> str:
     """A value as it is written in a file, on one line."""
     plain = list(value) if isinstance(value, tuple) else value
-    text = yaml.safe_dump(plain, default_flow_style=True, width=10**6)
+    style = '"' if "\n" in str(plain) else None  # others break the line
+    text = yaml.safe_dump(plain, default_flow_style=True, default_style=style, width=10**6)
     return text.removesuffix("\n").removesuffix("\n...").strip()
 
 

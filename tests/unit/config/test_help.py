@@ -102,6 +102,7 @@ def test_help_lists_the_sections() -> None:
         (["--help", "optim.lr"], 0, "Peak learning rate"),
         (["--help", "optim.lr=3"], 0, "Peak learning rate"),
         (["train.epochs=3", "--help", "optim"], 0, "optim.momentum"),
+        (["--nproc", "0"], 2, "'0' is not a number of processes"),
         (["--help", "no_such_thing"], 2, "error: --help (no_such_thing)"),
     ],
 )

@@ -36,6 +36,8 @@ TEXTS = [
     "",
     "~",
     "- item",
+    "two\nlines",
+    "caf\u00e9",
 ]
 
 

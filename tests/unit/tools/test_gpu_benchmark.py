@@ -163,4 +163,4 @@ def test_bench_compares_modes_and_names_the_fastest(
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:4]] == ["eager", "graph", "padded"]
     assert "not possible" in lines[2]
-    assert lines[-1].startswith(("fastest: eager; train.", "fastest: padded; train."))
+    assert lines[-1].startswith(("fastest: eager; performance.", "fastest: padded; performance."))
