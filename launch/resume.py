@@ -19,6 +19,7 @@ from launch.submission.command_line import build_parser, carry_out
 from launch.submission.request import Request, absolute
 from resnet_dist.config.load import Resolved, exact_differences, load_config, to_flat
 from resnet_dist.errors import UserError
+from resnet_dist.run.outcome import Outcome
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,7 +53,7 @@ def _unfinished(folder: Path) -> list[Path]:
     folders = expand(folder)
     if folders == [folder]:
         return folders
-    left = [path for path in folders if last_outcome(path) != "finished"]
+    left = [path for path in folders if last_outcome(path) is not Outcome.FINISHED]
     if not left:
         raise UserError(f"run ({folder}): all {len(folders)} runs of this sweep are finished")
     return left

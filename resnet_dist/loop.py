@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
 import torch
@@ -26,25 +25,13 @@ from resnet_dist.faults.watchdog import Phase
 from resnet_dist.metrics.recorder import Recorder
 from resnet_dist.metrics.throughput import Throughput
 from resnet_dist.optim.schedules import apply_schedule
+from resnet_dist.run.outcome import Outcome
 from resnet_dist.state import TrainState
 from resnet_dist.step import Step
 from resnet_dist.world import World, sync_attempt, sync_broadcast_, sync_sum_
 
 MAX_GRID_IMAGES = 64
 """Most images in the grid of the first batch."""
-
-
-class Outcome(Enum):
-    """How a run ended."""
-
-    FINISHED = "finished"
-    """All epochs are done."""
-    LIMITED = "limited"
-    """`train.max_steps` is reached; a higher one resumes the run exactly."""
-    STOPPED = "stopped"
-    """A signal stopped it; a restart resumes it exactly."""
-    DIVERGED = "diverged"
-    """Too many steps in a row had a loss or gradients that are not finite."""
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from __future__ import annotations
 import os
 
 from resnet_dist.config import Config, DataConfig
+from resnet_dist.config.command_line import Arguments
 from resnet_dist.config.help.listing import describe
-from resnet_dist.config.load import Arguments, Resolved, load_config
+from resnet_dist.config.load import Resolved, load_config
 from resnet_dist.data.micro_batches import BatchSplit, choose_batch_split
 from resnet_dist.errors import UserError
 from resnet_dist.optim.schedules import build_schedule

@@ -1,4 +1,8 @@
-"""Entry point: `torchrun --nproc_per_node N -m resnet_dist.train [--config C] [key=value ...]`.
+"""Entry point of a training: of one rank (`main`), or of all ranks of this machine
+(`start_and_train`).
+
+    torchrun --nproc_per_node N -m resnet_dist.train [--config C] [key=value ...]
+    resnet-dist train [--nproc N] [--config C] [key=value ...]
 
 Reads and checks the settings before torch is imported, so that a wrong one is answered at once;
 then hands them to `resnet_dist.trainer`.
@@ -11,15 +15,18 @@ import sys
 from collections.abc import Sequence
 
 from resnet_dist import preview
-from resnet_dist.config.load import load_config, parse_arguments
+from resnet_dist.config import Config
+from resnet_dist.config.command_line import Arguments, parse_arguments
+from resnet_dist.config.load import Resolved, load_config
 from resnet_dist.data.micro_batches import choose_batch_split
 from resnet_dist.errors import UserError, report_error
-from resnet_dist.system.ranks import launched_ranks
+from resnet_dist.system.ranks import is_started_by_torchrun, launched_ranks
 from resnet_dist.system.signals import stop_at_once_on_signals
+from resnet_dist.system.torchrun import count_gpus, run_ranks
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train. Returns the exit code.
+    """Train as one rank, or alone. Returns the exit code.
 
     0: finished, or `train.max_steps` is reached; 2: bad input, and 70: a guard stopped the run
     (an error message on stderr each); 75 (or RESNET_DIST_STOPPED_EXIT_CODE): stopped by a signal,
@@ -29,16 +36,56 @@ def main(argv: Sequence[str] | None = None) -> int:
     stop_at_once_on_signals()
     try:
         arguments = parse_arguments(argv, prog="resnet_dist.train", description="Train a ResNet.")
-        answered = preview.answer(arguments)  # --help KEY, --print-config
+        answered = preview.answer(arguments)  # --print-config
         if answered is not None:
             return answered
         resolved = load_config(arguments.files, arguments.overrides)
-        choose_batch_split(resolved.config.train, launched_ranks().size)
+        world_size = launched_ranks().size
+        if arguments.nproc not in (None, world_size):
+            raise UserError(
+                f"--nproc ({arguments.nproc}): `python -m resnet_dist.train` starts no processes; "
+                f"use `resnet-dist train --nproc {arguments.nproc}`, or torchrun"
+            )
+        choose_batch_split(resolved.config.train, world_size)
     except UserError as error:  # the same on every rank, so one speaks
         return report_error(error, speaks=is_main)
+    return _train(resolved)
 
-    # Only now: importing torch takes seconds.
-    from resnet_dist.trainer import train
+
+def start_and_train(argv: Sequence[str]) -> int:
+    """Train as `--nproc` processes of this machine, by default one per GPU, else one.
+
+    Returns the exit code, as `main`.
+    """
+    if is_started_by_torchrun():
+        return main(argv)
+    stop_at_once_on_signals()
+    try:
+        arguments = parse_arguments(argv, prog="resnet-dist train", description="Train a ResNet.")
+        answered = preview.answer(arguments)
+        if answered is not None:
+            return answered
+        resolved = load_config(arguments.files, arguments.overrides)
+        nproc = arguments.nproc or _default_nproc(resolved.config)
+        choose_batch_split(resolved.config.train, nproc)
+    except UserError as error:
+        return report_error(error, speaks=True)
+    if nproc == 1:
+        return _train(resolved)
+    return run_ranks(nproc, "resnet_dist.train", _arguments_of_ranks(arguments))
+
+
+def _default_nproc(config: Config) -> int:
+    return 1 if config.dist.device == "cpu" else max(1, count_gpus())
+
+
+def _arguments_of_ranks(arguments: Arguments) -> list[str]:
+    files = [word for file in arguments.files for word in ("--config", file)]
+    return [*files, *arguments.overrides]
+
+
+def _train(resolved: Resolved) -> int:
+    from resnet_dist.trainer import train  # only now: importing torch takes seconds
 
     return train(resolved)
 

@@ -15,7 +15,6 @@ from functools import partial
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from resnet_dist import run_summary
 from resnet_dist.build import (
     build_components,
     build_records,
@@ -39,10 +38,12 @@ from resnet_dist.evaluate import sync_evaluate
 from resnet_dist.faults.diagnosis import sync_diagnose
 from resnet_dist.faults.preflight import sync_preflight
 from resnet_dist.faults.watchdog import sync_build_watchdog
-from resnet_dist.loop import Components, Outcome, fit
+from resnet_dist.loop import Components, fit
 from resnet_dist.performance.build import check_device
+from resnet_dist.report import run_summary
 from resnet_dist.run.folder import prepare_run_folder, run_folder, versions, write_end, write_facts
 from resnet_dist.run.lock import sync_own_run_folder
+from resnet_dist.run.outcome import Outcome
 from resnet_dist.state import TrainState
 from resnet_dist.step import AUTOCAST_DTYPES
 from resnet_dist.system.ranks import is_started_by_torchrun
@@ -134,7 +135,7 @@ def run(resolved: Resolved, world: World) -> int:
         if world.is_main:
             run_summary.closing_report(config, folder, outcome, state.step)
             why = use.stop.reason if outcome is Outcome.STOPPED else None
-            write_end(folder, outcome.value, {"step": state.step, "reason": why})
+            write_end(folder, outcome, {"step": state.step, "reason": why})
     return stopped_exit_code() if outcome is Outcome.STOPPED else 0
 
 

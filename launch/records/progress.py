@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from launch.records.json_files import read_lines
+from resnet_dist.run.outcome import Outcome
 
 _TAIL_BYTES = 1 << 20
 """More than the records of an epoch, so that the last evaluation is among them."""
 
 
-DONE = ("finished", "limited")
+DONE = (Outcome.FINISHED, Outcome.LIMITED)
 """Outcomes in ends.jsonl after which nothing is left to train; the others: stopped, diverged."""
 
 
@@ -63,11 +64,10 @@ def read_progress(run_dir: Path) -> Progress:
     )
 
 
-def last_outcome(run_dir: Path) -> str | None:
-    """Outcome of the last start that ended by itself: finished, limited (train.max_steps), stopped
-    or diverged."""
+def last_outcome(run_dir: Path) -> Outcome | None:
+    """Outcome of the last start of the training that ended by itself."""
     ends = read_lines(run_dir / "ends.jsonl")
-    return str(ends[-1]["outcome"]) if ends else None
+    return Outcome(ends[-1]["outcome"]) if ends else None
 
 
 def newest_step(run_dir: Path) -> int:

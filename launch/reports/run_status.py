@@ -22,6 +22,7 @@ from launch.records.journal import (
 from launch.records.progress import DONE, Progress, last_outcome, read_progress
 from launch.records.submissions import Submission, submissions
 from resnet_dist.run.lock import owner_of
+from resnet_dist.run.outcome import Outcome as RunOutcome
 
 RUNNING, LOST, UNKNOWN = "running", "lost", "unknown"
 _RUNNING_STATES = ("RUNNING", "COMPLETING", "SUSPENDED")
@@ -104,7 +105,7 @@ def _state(
         return "RUNNING", str(owner)
     outcome = last_outcome(run_dir)
     if outcome in DONE:
-        return "FINISHED", "train.max_steps is reached" if outcome == "limited" else ""
+        return "FINISHED", "train.max_steps is reached" if outcome is RunOutcome.LIMITED else ""
     if is_cancelled(run_dir):
         return "CANCELLED", "launch.cancel"
     if rows and rows[-1].outcome in (Outcome.FAILED, Outcome.REFUSED):

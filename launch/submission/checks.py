@@ -13,6 +13,7 @@ from resnet_dist.config import Config
 from resnet_dist.data.micro_batches import choose_batch_split
 from resnet_dist.errors import UserError
 from resnet_dist.run.lock import owner_of
+from resnet_dist.run.outcome import Outcome
 
 
 def check_config(config: Config, cluster: ClusterConfig) -> None:
@@ -50,7 +51,7 @@ def check_folder(run_dir: Path, *, has_slurm: bool) -> list[str]:
             f"run.dir ({run_dir}): is in use by a running training ({owner}); stop that first, or "
             f"give another run.dir"
         )
-    if last_outcome(run_dir) == "finished":
+    if last_outcome(run_dir) is Outcome.FINISHED:
         raise UserError(
             f"run.dir ({run_dir}): holds a finished run; give another run.dir or run.name"
         )

@@ -21,7 +21,8 @@ import torch
 from resnet_dist.bench.step import compare_modes
 from resnet_dist.build import build_state, train_loader
 from resnet_dist.config import Config
-from resnet_dist.config.load import load_config, parse_arguments
+from resnet_dist.config.command_line import parse_arguments
+from resnet_dist.config.load import load_config
 from resnet_dist.data.batch import Batch
 from resnet_dist.data.datasets import sync_open_datasets
 from resnet_dist.data.micro_batches import choose_batch_split

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from resnet_dist.build import build_state, train_loader
 from resnet_dist.config import Config
-from resnet_dist.config.load import Arguments, load_config
+from resnet_dist.config.command_line import Arguments
+from resnet_dist.config.load import load_config
 from resnet_dist.data.batch import Batch
 from resnet_dist.data.datasets import Datasets, sync_open_datasets
 from resnet_dist.data.micro_batches import BatchSplit, choose_batch_split

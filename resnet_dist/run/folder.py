@@ -19,6 +19,7 @@ from resnet_dist.config import RunConfig
 from resnet_dist.config.help.listing import describe
 from resnet_dist.config.load import Resolved
 from resnet_dist.errors import UserError
+from resnet_dist.run.outcome import Outcome
 from resnet_dist.system.files import replace_file
 
 REVISION_FILE = "revision.txt"
@@ -103,7 +104,7 @@ def write_facts(folder: Path, resolved: Resolved, facts: dict[str, Any]) -> None
     _append_line(folder / "starts.jsonl", start)
 
 
-def write_end(folder: Path, outcome: str, facts: dict[str, Any]) -> None:
+def write_end(folder: Path, outcome: Outcome, facts: dict[str, Any]) -> None:
     """Append to ends.jsonl how this start ended: finished, limited or stopped."""
     end = {"time": time.time(), "outcome": outcome, "launch": _launch_id(), **facts}
     _append_line(folder / "ends.jsonl", end)

@@ -11,20 +11,22 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "resnet_dist"
 
 LEVELS = [
-    {"errors", "rng"},
+    {"__version__", "errors", "rng"},
     {"system"},
     {"config"},
     {"world"},
     {"run"},
     {"data", "models", "optim", "metrics", "checkpoint", "faults"},
-    {"loss", "preview", "report"},
+    {"loss", "preview"},
+    {"report"},
     {"state", "step"},
     {"performance", "evaluate"},
     {"loop"},
-    {"build", "run_summary"},
+    {"build"},
     {"trainer"},
     {"train"},
     {"bench", "inspect", "prepare", "selftest"},
+    {"__main__"},
 ]
 """A module may import from levels above it in this list, and from its own package."""
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from resnet_dist.config.load import Arguments, load_config
+from resnet_dist.config.command_line import Arguments
+from resnet_dist.config.load import load_config
 from resnet_dist.errors import UserError
 from resnet_dist.preview import answer, count_train_samples, difference_notes
 
@@ -97,7 +98,7 @@ def test_wrong_settings_are_an_error() -> None:
 @pytest.mark.parametrize("config", ["resnet50", "resnet50_tv_v2"])
 def test_neither_torch_nor_numpy_is_imported(config: str) -> None:
     code = (
-        "import sys\nfrom resnet_dist.config.load import Arguments\n"
+        "import sys\nfrom resnet_dist.config.command_line import Arguments\n"
         "from resnet_dist.preview import answer\n"
         f"assert answer(Arguments([{config!r}], [], print_config=True)) == 0\n"
         "print([m for m in ('torch', 'numpy') if m in sys.modules])"

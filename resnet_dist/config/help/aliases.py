@@ -93,8 +93,8 @@ KEYS = {
 
 TELLS = {
     "gpus num_gpus ngpus gpu nproc nproc_per_node nprocs world_size devices num_processes np "
-    "multiprocessing_distributed": "the launcher starts one process per GPU: "
-    "`torchrun --nproc_per_node N -m resnet_dist.train`",
+    "multiprocessing_distributed": "`resnet-dist train` starts one process per GPU, or as many as "
+    "`--nproc N` says",
     "nodes nnodes num_nodes": "the launcher starts the nodes: `torchrun --nnodes N ...`, or "
     "`python -m launch.submit --nodes N`",
     "local_rank rank dist_url dist_backend master_addr master_port rdzv_endpoint "

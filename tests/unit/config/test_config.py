@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from resnet_dist.config import Config, field_paths
+from resnet_dist.config.command_line import parse_arguments
 from resnet_dist.config.help.listing import describe
 from resnet_dist.config.load import (
     exact_differences,
     find_config,
     load_config,
-    parse_arguments,
     shipped_configs,
     to_flat,
 )

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from resnet_dist.config import SECTIONS, field_paths, type_hints
+from resnet_dist.config.command_line import parse_arguments
 from resnet_dist.config.help.aliases import KEYS, TELLS, VALUES, answer_to, key_of
 from resnet_dist.config.help.answers import explain, overview, type_in_words
 from resnet_dist.config.help.docstrings import first_sentence, section_docs, setting_docs
 from resnet_dist.config.help.page import page
-from resnet_dist.config.load import load_config, parse_arguments
+from resnet_dist.config.load import load_config
 from resnet_dist.errors import UserError
 
 ROOT = Path(__file__).parents[3]
@@ -81,7 +82,7 @@ def test_help_of_a_section_a_word_and_nothing() -> None:
     section = explain("optim")
     assert all(key in section for key in field_paths() if key.startswith("optim."))
     assert explain("lr") == explain("optim.lr")
-    assert "torchrun" in explain("gpus")
+    assert "--nproc" in explain("gpus")
     with pytest.raises(UserError, match=r"did you mean optim\.momentum"):
         explain("optim.momentun")
 

@@ -33,6 +33,7 @@ TORCH_FREE = {
     "resnet_dist.system.parent",
     "resnet_dist.data.micro_batches",
     "resnet_dist.run.folder",
+    "resnet_dist.run.outcome",
 }
 """What the launcher may use of the trainer."""
 

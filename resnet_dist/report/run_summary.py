@@ -12,16 +12,14 @@ from resnet_dist.config.load import Resolved
 from resnet_dist.data.datasets import Datasets
 from resnet_dist.data.loaders.build import Index
 from resnet_dist.data.loaders.memory_loader import decoded_bytes
-from resnet_dist.loop import Outcome
 from resnet_dist.metrics.jsonl import read_records
 from resnet_dist.preview import derived_lines, difference_notes
 from resnet_dist.report.__main__ import epoch_table, final_lines, write_curves
 from resnet_dist.run.folder import run_folder
+from resnet_dist.run.outcome import Outcome
 from resnet_dist.world import World
 
-IMAGENET_COMMAND = (
-    "torchrun --nproc_per_node 8 -m resnet_dist.train --config resnet50 data.root=/data/imagenet"
-)
+IMAGENET_COMMAND = "resnet-dist train --config resnet50 data.root=/data/imagenet"
 
 
 def opening_lines(
@@ -76,7 +74,7 @@ def evaluation_line(prefix: str, step: int, result: dict[str, float]) -> str:
 def closing_report(config: Config, folder: Path, outcome: Outcome, step: int) -> None:
     """Print the table of epochs, write curves.png, and name the commands to try next.
 
-    No curves for a run that a signal stopped: it is to make room quickly, or will be killed.
+    No curves for a run that a signal stopped: it must make room quickly, or it is killed.
     """
     records = read_records(folder / "metrics.jsonl")
     if records:
@@ -91,5 +89,5 @@ def closing_report(config: Config, folder: Path, outcome: Outcome, step: int) ->
         print(f"  {IMAGENET_COMMAND}")
     else:
         why = "train.max_steps" if outcome is Outcome.LIMITED else "a signal"
-        print(f"stopped at step {step} by {why}; the same command goes on from here exactly")
+        print(f"stopped at step {step} by {why}; the same command resumes exactly here")
     sys.stdout.flush()

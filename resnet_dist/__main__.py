@@ -1,0 +1,65 @@
+"""One command for everything: `resnet-dist VERB ...`, or `python -m resnet_dist VERB ...`.
+
+Each verb is also a module: `python -m resnet_dist.VERB`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+
+from resnet_dist import __version__
+
+VERBS = {
+    "train": ("resnet_dist.train", "train a network on this machine"),
+    "prepare": ("resnet_dist.prepare.__main__", "pack a data set into tar shards, once"),
+    "inspect": ("resnet_dist.inspect.__main__", "show a data set, and the order it is used in"),
+    "report": ("resnet_dist.report.__main__", "the table of epochs and the curves of a run"),
+    "bench": ("resnet_dist.bench.__main__", "what limits the speed here: loader or step"),
+    "selftest": ("resnet_dist.selftest.__main__", "is a resumed run the run, on this disk"),
+}
+"""The module of each verb, whose `main` takes the rest of the command line, and a line about it."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a verb. Returns its exit code."""
+    verb, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    if verb in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if verb == "--version":
+        print(f"resnet_dist {__version__}")
+        return 0
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        print(f"error: {verb}: no such verb; {hint}choose {', '.join(VERBS)}", file=sys.stderr)
+        return 2
+    if verb == "train":
+        from resnet_dist.train import start_and_train
+
+        return start_and_train(rest)
+    code = importlib.import_module(VERBS[verb][0]).main(rest)
+    assert isinstance(code, int)
+    return code
+
+
+def _help() -> str:
+    lines = [f"  {verb:<10} {about}" for verb, (_, about) in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: resnet-dist VERB ...",
+            "",
+            *lines,
+            "",
+            "resnet-dist VERB --help says more; resnet-dist train --help KEY explains a",
+            "setting.",
+            "On a cluster: python -m launch.submit --help.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
