@@ -28,7 +28,7 @@ from resnet_dist.config import Config
 from resnet_dist.config.load import load_config
 from resnet_dist.data.batch import Batch
 from resnet_dist.data.datasets import sync_open_datasets
-from resnet_dist.data.loaders.build import TrainLoader
+from resnet_dist.data.loaders.loader import TrainLoader
 from resnet_dist.data.micro_batches import choose_batch_split
 from resnet_dist.faults.watchdog import sync_build_watchdog
 from resnet_dist.loop import Parts, fit
@@ -58,8 +58,6 @@ class AlternatingLoader:
     def __init__(
         self, loader: TrainLoader, bare: TrainState, parts: Parts, *, smoothing: float
     ) -> None:
-        self.name = loader.name
-        self.steps_per_epoch = loader.steps_per_epoch
         self._loader = loader
         self._bare = bare
         self._parts = parts

@@ -31,7 +31,7 @@ from resnet_dist.config import Config
 from resnet_dist.config.load import load_config
 from resnet_dist.data.batch import Batch
 from resnet_dist.data.datasets import sync_open_datasets
-from resnet_dist.data.loaders.build import TrainLoader
+from resnet_dist.data.loaders.loader import TrainLoader
 from resnet_dist.faults.watchdog import sync_build_watchdog
 from resnet_dist.loop import Cadence, fit
 from resnet_dist.metrics.jsonl import read_records
@@ -68,8 +68,6 @@ class Timed:
     """A loader that notes when each batch is asked for."""
 
     def __init__(self, loader: TrainLoader) -> None:
-        self.name = loader.name
-        self.steps_per_epoch = loader.steps_per_epoch
         self._loader = loader
         self.asked: list[float] = []
 

@@ -18,12 +18,8 @@ from resnet_dist.checkpoint.saver import BackgroundSaver, NullSaver, Saver
 from resnet_dist.config import Config, TrainConfig
 from resnet_dist.data.augment.device_stage import to_uint8
 from resnet_dist.data.datasets import Datasets
-from resnet_dist.data.loaders.build import (
-    EvalLoader,
-    TrainLoader,
-    build_eval_loader,
-    build_train_loader,
-)
+from resnet_dist.data.loaders.build import build_eval_loader, build_train_loader
+from resnet_dist.data.loaders.loader import EvalLoader, TrainLoader
 from resnet_dist.data.micro_batches import BatchSplit, choose_batch_split
 from resnet_dist.errors import UserError
 from resnet_dist.faults.guards import sync_build_guards
@@ -209,7 +205,7 @@ def build_records(
         device=world.device,
         max_failures=config.checkpoint.max_failures,
         flush_records=recorder.flush,
-        describe_next_batch=partial(describe_next_batch, config, datasets),
+        describe_next_batch=partial(describe_next_batch, datasets),
         tell=recorder.message,
     )
     return recorder, saver
@@ -253,10 +249,9 @@ def train_loader(
 ) -> TrainLoader:
     """The loader of the training split."""
     return build_train_loader(
-        datasets.data,
-        datasets.train,
+        datasets,
+        config.dali,
         batch_split=batch_split,
-        seed=config.seed,
         rank=world.rank,
         device=world.device,
         num_workers=num_workers(config, world),
@@ -266,8 +261,8 @@ def train_loader(
 def eval_loader(config: Config, datasets: Datasets, world: World) -> EvalLoader:
     """The loader of the validation split."""
     return build_eval_loader(
-        datasets.data,
-        datasets.val,
+        datasets,
+        config.dali,
         batch_size=config.eval.batch_size,
         rank=world.rank,
         world_size=world.size,

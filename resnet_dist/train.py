@@ -33,7 +33,7 @@ from resnet_dist.checkpoint.restore import fingerprint_of_run, sync_restore
 from resnet_dist.config import Config
 from resnet_dist.config.load import Resolved, load_config, parse_arguments
 from resnet_dist.data.datasets import Datasets, sync_open_datasets
-from resnet_dist.data.loaders.build import start_loader_server
+from resnet_dist.data.loaders.choice import start_loader_server
 from resnet_dist.data.micro_batches import BatchSplit
 from resnet_dist.errors import AgreedError, UserError
 from resnet_dist.evaluate import sync_evaluate

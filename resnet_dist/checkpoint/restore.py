@@ -9,8 +9,9 @@ from resnet_dist.checkpoint.manager import CheckpointManager, Loaded, sync_load
 from resnet_dist.config import Config
 from resnet_dist.config.load import exact_differences, to_flat
 from resnet_dist.data.datasets import Datasets
-from resnet_dist.data.loaders.build import Index, digest_of_step
+from resnet_dist.data.index.index import Index
 from resnet_dist.data.micro_batches import BatchSplit
+from resnet_dist.data.specs import digest_of_step
 from resnet_dist.errors import AgreedError, UserError
 from resnet_dist.run.folder import versions
 from resnet_dist.state import TrainState
@@ -35,18 +36,12 @@ def fingerprint_of_run(
     }
 
 
-def describe_next_batch(config: Config, datasets: Datasets, step: int) -> dict[str, Any]:
+def describe_next_batch(datasets: Datasets, step: int) -> dict[str, Any]:
     """What a checkpoint of `step` says about the batch after it: the digest of its samples and
     augmentations, a pure function of (config, data, step) that is computed anew at a resume."""
     digest = "synthetic"
     if isinstance(datasets.train, Index):
-        digest = digest_of_step(
-            datasets.data,
-            datasets.train,
-            global_batch_size=config.train.global_batch_size,
-            seed=config.seed,
-            step=step,
-        )
+        digest = digest_of_step(datasets.train_specs, datasets.order, step)
     if failpoint("checkpoint.digest"):
         digest = "damaged"
     return {"next_batch": digest}
@@ -111,7 +106,7 @@ def check_next_batch(loaded: Loaded, config: Config, datasets: Datasets) -> None
     if config.run.allow_config_change or config.run.evaluate_only:
         return
     saved, step = loaded.payload, loaded.payload["step"]
-    if saved["next_batch"] == describe_next_batch(config, datasets, step)["next_batch"]:
+    if saved["next_batch"] == describe_next_batch(datasets, step)["next_batch"]:
         return
     now = versions()
     changed = [

@@ -13,7 +13,6 @@ from typing import Any
 from resnet_dist.checkpoint.manager import CheckpointManager, sync_load
 from resnet_dist.config import Config
 from resnet_dist.data.datasets import Datasets
-from resnet_dist.data.loaders.build import blocks_of, sample_ids_of_step
 from resnet_dist.data.micro_batches import BatchSplit
 from resnet_dist.errors import GuardError, UserError
 from resnet_dist.faults.non_finite import SkipCounts
@@ -39,7 +38,7 @@ def sync_diagnose(
     ]
     lines += [
         f"rank {rank} ({host}): its loss was not finite in step {own.own_loss_step + 1}, "
-        f"{_samples(config, datasets, batch_split, rank, own)}"
+        f"{_samples(datasets, batch_split, rank, own)}"
         for rank, (own, host) in enumerate(found)
         if own.own_loss_step >= 0
     ]
@@ -52,17 +51,8 @@ def sync_diagnose(
     return "\n".join(lines)
 
 
-def _samples(
-    config: Config, datasets: Datasets, batch_split: BatchSplit, rank: int, counts: SkipCounts
-) -> str:
-    ids = sample_ids_of_step(
-        config.seed,
-        counts.own_loss_step,
-        len(datasets.train),
-        config.train.global_batch_size,
-        repeats=config.data.repeats,
-        blocks=blocks_of(datasets.data, datasets.train),
-    )
+def _samples(datasets: Datasets, batch_split: BatchSplit, rank: int, counts: SkipCounts) -> str:
+    ids = datasets.order.sample_ids(counts.own_loss_step)
     own = [
         sample_id
         for micro_batch in range(batch_split.accumulation_steps)
