@@ -25,10 +25,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from resnet_dist.config import DataConfig
-from resnet_dist.data.blocked_order import blocks_of, shards_ahead
-from resnet_dist.data.loaders.build import open_index
-from resnet_dist.data.order import sample_ids_of_step
+from resnet_dist.data.blocked_order import blocks_of
+from resnet_dist.data.index.index import open_index
+from resnet_dist.data.order import SampleOrder
 from resnet_dist.data.read.store import open_store
 from resnet_dist.prepare.__main__ import main as prepare
 
@@ -56,8 +58,7 @@ def forget(root: Path) -> None:
 
 def disk_bytes() -> int:
     """What this process has had read from disks."""
-    fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
-    return int(fields["read_bytes"])
+    return int(psutil.Process().io_counters().read_bytes)
 
 
 @dataclass(frozen=True)
@@ -72,14 +73,15 @@ class Rate:
 def measure(data: DataConfig, seed: int, num_threads: int) -> Rate:
     """Read all whole batches of an epoch."""
     index = open_index(data, "train", build=True, show_progress=False)
-    store = open_store(index, num_threads=num_threads, shards_ahead=shards_ahead(data))
-    blocks = blocks_of(data, index)
+    shards_ahead = data.blocked_window if data.order == "blocked" else 0
+    store = open_store(index, num_threads=num_threads, shards_ahead=shards_ahead)
+    order = SampleOrder(len(index), BATCH, seed=seed, blocks=blocks_of(data, index))
     forget(Path(str(data.root)) / "train")
     before = disk_bytes()
     began = time.perf_counter()
     num_images = num_bytes = 0
-    for step in range(len(index) // BATCH):
-        ids = sample_ids_of_step(seed, step, len(index), BATCH, blocks=blocks)
+    for step in range(order.steps_per_epoch):
+        ids = order.sample_ids(step)
         num_bytes += sum(len(one) for one in store.read(ids))
         num_images += len(ids)
     seconds = time.perf_counter() - began

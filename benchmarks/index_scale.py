@@ -2,16 +2,15 @@
 
     python benchmarks/index_scale.py [--samples 1281167] [--rounds 7] [--ranks 8] [--readers 2]
 
-The index is made up: a packed split (columns and dataset.json) without shards. A process opens it
-and asks for a batch of the first epoch, as every rank and every reader of the torch loader does.
+The index is made up: a packed split (columns and dataset.json) without shards. A rank opens it and
+makes the order of the epoch; a reader of the torch loader opens it and is sent samples.
 
 1. Time until the first batch's samples and crops are known, in a fresh process with everything
-   imported: the first process of a node, which makes the epoch's order, and one that finds it.
+   imported, and what a change of the epoch costs the thread that cuts batches.
 2. Memory of one process, then of all ranks and readers of a node at once, after they have gone
-   through the whole epoch. "Mapped" is the index and the order, which is page cache: "node" counts
-   a page once, however many processes map it. "Private" is what a process has more of its own
-   than before it opened the index.
-3. The same when each process keeps the order for itself, as it was before.
+   through the whole epoch. "Mapped" is the index, which is page cache: "node" counts a page once,
+   however many processes map it. "Private" is what a process has more of its own than before it
+   opened the index; a rank holds the orders of two epochs.
 """
 
 from __future__ import annotations
@@ -23,19 +22,22 @@ import platform
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from resnet_dist import rng
-from resnet_dist.config import DataConfig
-from resnet_dist.data import order, shared_order
+from resnet_dist.config import AugmentConfig, DataConfig
+from resnet_dist.data.index.index import Index, open_index
 from resnet_dist.data.index.packed import COLUMNS_FOLDER, DTYPES, MANIFEST, Manifest, ShardFile
-from resnet_dist.data.loaders.build import open_index
 from resnet_dist.data.micro_batches import BatchSplit
+from resnet_dist.data.order import SampleOrder
+from resnet_dist.data.specs import TrainSpecs, train_slice
 from resnet_dist.system import workers
 
 SEED = 5
@@ -49,19 +51,20 @@ def make_up(root: Path, num_samples: int) -> None:
     """A packed split of so many samples, with names as long as ImageNet's."""
     folder = root / "train"
     (folder / COLUMNS_FOLDER).mkdir(parents=True)
-    draws = np.random.default_rng(0)
+    generator = np.random.default_rng(0)
     classes = [f"n{10_000_000 + i}" for i in range(CLASSES)]
     labels = np.arange(num_samples) * CLASSES // num_samples
     place = rng.permutation(0, 0, num_samples)
+    numbers = generator.integers(0, 10**5, num_samples)
     names = np.char.add(
         np.array([f"{name}/{name}_" for name in classes], dtype="S19")[labels],
-        np.char.add(np.char.zfill(draws.integers(0, 10**5, num_samples).astype("S5"), 5), b".JPEG"),
+        np.char.add(np.char.zfill(numbers.astype("S5"), 5), b".JPEG"),
     )
     columns = {
         "labels": labels,
-        "heights": draws.integers(200, 600, num_samples),
-        "widths": draws.integers(200, 600, num_samples),
-        "lengths": draws.integers(10_000, 200_000, num_samples),
+        "heights": generator.integers(200, 600, num_samples),
+        "widths": generator.integers(200, 600, num_samples),
+        "lengths": generator.integers(10_000, 200_000, num_samples),
         "path_bytes": np.ascontiguousarray(names).view(np.uint8),
         "path_offsets": np.arange(num_samples + 1) * names.itemsize,
         "shards": place // IN_SHARD,
@@ -79,30 +82,25 @@ def make_up(root: Path, num_samples: int) -> None:
 
 @dataclass(frozen=True)
 class Memory:
-    """Of one process, bytes."""
+    """Memory of one process, bytes."""
 
     private: int
     """Anonymous memory and pages that it has written to."""
     mapped: int
-    """Resident pages of the index and the order."""
+    """Resident pages of the index."""
     share: int
-    """Of these, divided by the number of processes that map each page."""
+    """These, divided by the number of processes that map each page."""
 
 
 def read_memory(folder: Path) -> Memory:
-    """Of this process; `folder` holds the index and the order."""
+    """Memory of this process; `folder` holds the index."""
     private = mapped = share = 0
-    is_ours = False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        key, _, rest = line.partition(":")
-        if " " in key:  # the head of a mapping
-            is_ours = str(folder) in line
-        elif key == "Private_Dirty" and not is_ours:  # of a new file also its cached pages count
-            private += 1024 * int(rest.split()[0])
-        if is_ours and key == "Rss":
-            mapped += 1024 * int(rest.split()[0])
-        elif is_ours and key == "Pss":
-            share += 1024 * int(rest.split()[0])
+    for mapping in psutil.Process().memory_maps(grouped=False):
+        if str(folder) in mapping.path:
+            mapped += mapping.rss
+            share += mapping.pss
+        else:  # of a new file also its cached pages count as dirty
+            private += mapping.private_dirty
     return Memory(private, mapped, share)
 
 
@@ -114,43 +112,47 @@ class Task:
     step: int
     rank: int
     num_ranks: int
+    is_reader: bool
     whole_epoch: bool
-    is_shared: bool
 
 
 def run_process(task: Task, barrier: Any, sender: Connection) -> None:
     """A rank or a reader: (seconds until the first batch, memory before, memory after)."""
-    tempfile.tempdir = str(task.folder)
-    if not task.is_shared:
-        shared_order._FEWEST_SHARED = 2**62
     data = DataConfig(root=str(task.folder), cache_dir=str(task.folder / "cache"))
-    batch_split = BatchSplit(BATCH, task.num_ranks, 1)
     before = read_memory(task.folder)
     barrier.wait()
     began = time.perf_counter()
     index = open_index(data, "train", build=False, show_progress=False)
-    job = order.train_spec(
-        data,
-        index,
-        batch_split=batch_split,
-        seed=SEED,
-        rank=task.rank,
-        step=task.step,
-        micro_batch=0,
-    )
-    seconds = time.perf_counter() - began
-    assert len(job) == BATCH // task.num_ranks
+    if task.is_reader:  # is sent the samples
+        draws = np.random.default_rng(task.rank)
+        batches = (draws.integers(0, len(index), BATCH) for _ in range(len(index) // BATCH))
+        seconds = 0.0
+    else:
+        order = SampleOrder(len(index), BATCH, seed=SEED)
+        specs = TrainSpecs(data, AugmentConfig(), index, SEED, BATCH)
+        split = BatchSplit(BATCH, task.num_ranks, 1)
+        first = train_slice(
+            order, split, rank=task.rank, step=task.step, micro_batch=0, is_mixing=False
+        )
+        assert len(specs(first)) == BATCH // task.num_ranks
+        seconds = time.perf_counter() - began
+        order.prepare(1)
+        batches = (order.sample_ids(step) for step in range(order.steps_per_epoch))
     if task.whole_epoch:
-        for step in range(len(index) // BATCH):
-            ids = order.sample_ids_of_step(SEED, step, len(index), BATCH)
-            for column in (index.labels, index.heights, index.widths, index.lengths):
-                column[ids].sum()
-            assert index.shards is not None
-            (index.shards.numbers[ids].sum(), index.shards.offsets[ids].sum())
+        read_all(index, batches)
     barrier.wait()  # all are alive, and have touched what they will
     after = read_memory(task.folder)
     barrier.wait()
     sender.send((seconds, before, after))
+
+
+def read_all(index: Index, batches: Iterator[Any]) -> None:
+    """Look up every column of every sample."""
+    assert index.shards is not None
+    columns = (index.labels, index.heights, index.widths, index.lengths)
+    for ids in batches:
+        for column in (*columns, index.shards.numbers, index.shards.offsets):
+            column[ids].sum()
 
 
 def run_node(tasks: list[Task]) -> list[tuple[float, Memory, Memory]]:
@@ -169,56 +171,72 @@ def run_node(tasks: list[Task]) -> list[tuple[float, Memory, Memory]]:
     return results
 
 
-def remove_orders(folder: Path) -> None:
-    """As on a node that has not run this epoch yet."""
-    for path in folder.glob("resnet_dist-*/order-*"):
-        path.unlink()
-
-
 def print_times(folder: Path, num_samples: int, rounds: int) -> None:
     """Part 1."""
-    print("\n| first batch | s, median | lowest | highest |\n|---|---:|---:|---:|")
+    print("\n| | ms, median | lowest | highest |\n|---|---:|---:|---:|")
     middle = num_samples // BATCH // 2
-    for name, step, is_first in (
-        ("the node's first process, step 0", 0, True),
-        ("the node's first process, mid-epoch", middle, True),
-        ("any other, mid-epoch", middle, False),
-    ):
-        times = []
-        for _ in range(rounds):
-            if is_first:
-                remove_orders(folder)
-            ((seconds, _, _),) = run_node([Task(folder, step, 0, 1, False, True)])
-            times.append(seconds)
-        print(f"| {name} | {statistics.median(times):.3f} | {min(times):.3f} | {max(times):.3f} |")
+    for name, step in (("first batch of a run", 0), ("first batch, mid-epoch", middle)):
+        tasks = [Task(folder, step, 0, 1, False, False)]
+        times = [run_node(tasks)[0][0] for _ in range(rounds)]
+        print(f"| {name} | {row(times)} |")
+    changes: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        for name, seconds in epoch_change(num_samples).items():
+            changes.setdefault(name, []).append(seconds)
+    for name, times in changes.items():
+        print(f"| {name} | {row(times)} |")
+
+
+def row(times: list[float]) -> str:
+    """Median, lowest, highest, in milliseconds."""
+    figures = (statistics.median(times), min(times), max(times))
+    return " | ".join(f"{1e3 * seconds:.2f}" for seconds in figures)
+
+
+def epoch_change(num_samples: int) -> dict[str, float]:
+    """Seconds that the thread that cuts batches waits."""
+    order = SampleOrder(num_samples, BATCH, seed=SEED)
+    order.sample_ids(0)
+    longest, following = 0.0, order.prepare(1)
+    while not following.done():  # what the next epoch costs this one
+        began = time.perf_counter()
+        order.sample_ids(1)
+        longest = max(longest, time.perf_counter() - began)
+        time.sleep(0.0005)
+    waits = {"longest wait for a batch while the next epoch is prepared": longest}
+    for name, epoch in (("first batch of a prepared epoch", 1), ("of one that is not", 2)):
+        began = time.perf_counter()
+        order.sample_ids(epoch * order.steps_per_epoch)
+        waits[name] = time.perf_counter() - began
+    return waits
 
 
 def print_memory(folder: Path, ranks: int, readers: int, rounds: int) -> None:
-    """Parts 2 and 3."""
+    """Part 2."""
     print(
-        "\n| processes | order | private MB, median process | highest | all | mapped MB a process "
-        "| node |\n|---|---|---:|---:|---:|---:|---:|"
+        "\n| processes | private MB, median rank | median reader | all | mapped MB a process "
+        "| node |\n|---|---:|---:|---:|---:|---:|"
     )
-    for num_processes in (1, ranks * (1 + readers)):
-        for is_shared in (True, False):
-            remove_orders(folder)
-            own, highest, whole, mapped, node = [], [], [], [], []
-            for _ in range(rounds):
-                tasks = [
-                    Task(folder, 0, i % ranks, ranks, True, is_shared) for i in range(num_processes)
-                ]
-                results = run_node(tasks)
-                growth = [(after.private - before.private) / MB for _, before, after in results]
-                own.append(statistics.median(growth))
-                highest.append(max(growth))
-                whole.append(sum(growth))
-                mapped.append(max(after.mapped for _, _, after in results) / MB)
-                node.append(sum(after.share for _, _, after in results) / MB)
-            columns = [
-                f"{statistics.median(values):.1f}" for values in (own, highest, whole, mapped, node)
+    for num_ranks, num_readers in ((1, 0), (ranks, ranks * readers)):
+        own: dict[bool, list[float]] = {False: [], True: []}
+        whole, mapped, node = [], [], []
+        for _ in range(rounds):
+            tasks = [
+                Task(folder, 0, i % num_ranks, num_ranks, i >= num_ranks, True)
+                for i in range(num_ranks + num_readers)
             ]
-            kind = "in a file" if is_shared else "each its own"
-            print(f"| {num_processes} | {kind} | {' | '.join(columns)} |")
+            results = run_node(tasks)
+            growth = [(after.private - before.private) / MB for _, before, after in results]
+            for task, grown in zip(tasks, growth, strict=True):
+                own[task.is_reader].append(grown)
+            whole.append(sum(growth))
+            mapped.append(max(after.mapped for _, _, after in results) / MB)
+            node.append(sum(after.share for _, _, after in results) / MB)
+        columns = [
+            f"{statistics.median(values):.1f}" if values else "-"
+            for values in (own[False], own[True], whole, mapped, node)
+        ]
+        print(f"| {num_ranks} ranks, {num_readers} readers | {' | '.join(columns)} |")
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch.utils.data import DataLoader
 from torchvision import datasets
@@ -31,9 +32,12 @@ from torchvision import transforms as v1
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
-from resnet_dist.config import DataConfig
-from resnet_dist.data.loaders.build import build_train_loader, open_index
+from resnet_dist.config import AugmentConfig, DaliConfig, DataConfig
+from resnet_dist.data.datasets import Datasets
+from resnet_dist.data.index.index import open_index
+from resnet_dist.data.loaders.build import build_train_loader
 from resnet_dist.data.micro_batches import BatchSplit
+from resnet_dist.data.order import SampleOrder
 
 SIZE = 224
 MEAN = (0.485, 0.456, 0.406)
@@ -60,15 +64,16 @@ class Setup:
 
 
 def ours(setup: Setup, name: Any, **recipe: Any) -> Iterator[torch.Tensor]:
-    """A loader of this package, with further settings of its data section."""
+    """A loader of this package, with settings of section augment."""
     root = setup.root
-    data = DataConfig(root=str(root), cache_dir=str(root / "cache"), loader=name, **recipe)
+    data = DataConfig(root=str(root), cache_dir=str(root / "cache"), loader=name)
     index = open_index(data, "train", build=True, show_progress=False)
+    order = SampleOrder(len(index), setup.batch_size, seed=time.time_ns() % 2**32)
+    datasets = Datasets(data, AugmentConfig(**recipe), index, index, order, 1000, False)
     loader = build_train_loader(
-        data,
-        index,
+        datasets,
+        DaliConfig(),
         batch_split=BatchSplit(setup.batch_size, 1, 1),
-        seed=time.time_ns() % 2**32,
         rank=0,
         device=torch.device("cpu"),
         num_workers=setup.num_workers,
@@ -79,7 +84,7 @@ def ours(setup: Setup, name: Any, **recipe: Any) -> Iterator[torch.Tensor]:
 
 
 def dali_native(setup: Setup) -> Iterator[torch.Tensor]:
-    """DALI as its documentation shows it: it reads, shuffles and draws the crops itself."""
+    """DALI as its documentation shows it: it reads, shuffles and samples the crops itself."""
     root = str(setup.root / "train")
     return dali_reading(
         setup, lambda fn: fn.readers.file(file_root=root, random_shuffle=True, name="reader")
@@ -176,21 +181,15 @@ LOADERS: dict[str, Start] = {
 }
 
 
-def descendants(pid: str) -> list[str]:
-    """Processes that a process has started, directly (workers) or not (those of a fork server)."""
-    lists = Path(f"/proc/{pid}/task").glob("*/children")
-    children = [child for path in lists for child in path.read_text().split()]
-    return children + [below for child in children for below in descendants(child)]
-
-
 def cpu_seconds() -> float:
     """Processor time of this process and its workers. Where other programs use the machine too, it
     says more than the clock does: on few cores a loader is as fast as it is thrifty."""
-    ticks = 0
-    for pid in descendants("self"):
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])  # user, system
-    return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
+    total = time.process_time()
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            total += times.user + times.system
+    return total
 
 
 @dataclass(frozen=True)

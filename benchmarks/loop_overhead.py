@@ -27,7 +27,7 @@ from resnet_dist.build import build_state
 from resnet_dist.config import Config
 from resnet_dist.config.load import load_config
 from resnet_dist.data.batch import Batch
-from resnet_dist.data.loaders.build import TrainLoader
+from resnet_dist.data.loaders.loader import TrainLoader
 from resnet_dist.loop import Components, fit
 from resnet_dist.state import TrainState
 
@@ -52,8 +52,6 @@ class AlternatingLoader:
     def __init__(
         self, loader: TrainLoader, bare: TrainState, use: Components, *, smoothing: float
     ) -> None:
-        self.name = loader.name
-        self.steps_per_epoch = loader.steps_per_epoch
         self._loader = loader
         self._bare = bare
         self._use = use

@@ -19,7 +19,7 @@ from numpy import __version__ as numpy_version
 from resnet_dist.build import train_loader
 from resnet_dist.config.load import load_config
 from resnet_dist.data.datasets import sync_open_datasets
-from resnet_dist.data.loaders.build import TrainLoader
+from resnet_dist.data.loaders.loader import TrainLoader
 from resnet_dist.data.micro_batches import choose_batch_split
 from resnet_dist.trainer import configure_torch
 from resnet_dist.world import start_process_group, stop_process_group

@@ -29,7 +29,7 @@ from run_parts import build_run
 from resnet_dist.config import Config
 from resnet_dist.config.load import load_config
 from resnet_dist.data.batch import Batch
-from resnet_dist.data.loaders.build import TrainLoader
+from resnet_dist.data.loaders.loader import TrainLoader
 from resnet_dist.loop import Cadence, fit
 from resnet_dist.metrics.jsonl import read_records
 from resnet_dist.run.folder import run_folder
@@ -65,8 +65,6 @@ class Timed:
     """A loader that notes when each batch is asked for."""
 
     def __init__(self, loader: TrainLoader) -> None:
-        self.name = loader.name
-        self.steps_per_epoch = loader.steps_per_epoch
         self._loader = loader
         self.asked: list[float] = []
 

@@ -17,17 +17,11 @@ from resnet_dist.config import Config
 from resnet_dist.config.load import to_flat
 from resnet_dist.data.augment.device_stage import to_uint8
 from resnet_dist.data.datasets import Datasets
-from resnet_dist.data.loaders.build import (
-    EvalLoader,
-    Index,
-    TrainLoader,
-    blocks_of,
-    build_eval_loader,
-    build_train_loader,
-    digest_of_step,
-    sample_ids_of_step,
-)
+from resnet_dist.data.index.index import Index
+from resnet_dist.data.loaders.build import build_eval_loader, build_train_loader
+from resnet_dist.data.loaders.loader import EvalLoader, TrainLoader
 from resnet_dist.data.micro_batches import BatchSplit
+from resnet_dist.data.specs import digest_of_step
 from resnet_dist.faults.guards import sync_build_guards
 from resnet_dist.faults.loss_history import LossHistory
 from resnet_dist.faults.non_finite import NonFiniteGuard
@@ -129,33 +123,18 @@ def fingerprint_of(config: Config, datasets: Datasets, batch_split: BatchSplit) 
     }
 
 
-def describe_next_batch(config: Config, datasets: Datasets, step: int) -> dict[str, Any]:
+def describe_next_batch(datasets: Datasets, step: int) -> dict[str, Any]:
     """What a checkpoint of `step` says about the batch after it: the digest of its samples and
     augmentations, a pure function of (config, data, step) that is computed again at a resume."""
     digest = "synthetic"
     if isinstance(datasets.train, Index):
-        digest = digest_of_step(
-            datasets.data,
-            datasets.train,
-            global_batch_size=config.train.global_batch_size,
-            seed=config.seed,
-            step=step,
-        )
+        digest = digest_of_step(datasets.train_specs, datasets.order, step)
     return {"next_batch": "damaged" if failpoint("checkpoint.digest") else digest}
 
 
-def samples_of(
-    config: Config, datasets: Datasets, batch_split: BatchSplit, rank: int, step: int
-) -> list[int]:
+def samples_of(datasets: Datasets, batch_split: BatchSplit, rank: int, step: int) -> list[int]:
     """Ids of the samples that a rank computes in a step."""
-    ids = sample_ids_of_step(
-        config.seed,
-        step,
-        len(datasets.train),
-        config.train.global_batch_size,
-        repeats=config.data.repeats,
-        blocks=blocks_of(datasets.data, datasets.train),
-    )
+    ids = datasets.order.sample_ids(step)
     return [
         sample_id
         for micro_batch in range(batch_split.accumulation_steps)
@@ -184,7 +163,7 @@ def build_records(
         device=world.device,
         max_failures=config.checkpoint.max_failures,
         flush_records=recorder.flush,
-        describe_next_batch=partial(describe_next_batch, config, datasets),
+        describe_next_batch=partial(describe_next_batch, datasets),
         tell=recorder.message,
     )
     return recorder, saver
@@ -211,10 +190,9 @@ def train_loader(
 ) -> TrainLoader:
     """The loader of the training split."""
     return build_train_loader(
-        datasets.data,
-        datasets.train,
+        datasets,
+        config.dali,
         batch_split=batch_split,
-        seed=config.seed,
         rank=world.rank,
         device=world.device,
         num_workers=num_workers(config, world),
@@ -224,8 +202,8 @@ def train_loader(
 def eval_loader(config: Config, datasets: Datasets, world: World) -> EvalLoader:
     """The loader of the validation split."""
     return build_eval_loader(
-        datasets.data,
-        datasets.val,
+        datasets,
+        config.dali,
         batch_size=config.eval.batch_size,
         rank=world.rank,
         world_size=world.size,

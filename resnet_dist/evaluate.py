@@ -7,7 +7,8 @@ import time
 import torch
 from torch import nn
 
-from resnet_dist.data.loaders.build import EvalLoader
+from resnet_dist.data.batch import Batch
+from resnet_dist.faults.watchdog import BatchSource
 from resnet_dist.loss import PLAIN, loss_sum
 from resnet_dist.metrics.meters import EvalMeter
 from resnet_dist.step import autocast
@@ -17,7 +18,7 @@ from resnet_dist.world import World, sync_broadcast_, sync_sum_
 
 def sync_evaluate(
     model: nn.Module,
-    loader: EvalLoader,
+    loader: BatchSource[Batch],
     *,
     world: World,
     autocast_dtype: torch.dtype | None,

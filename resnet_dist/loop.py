@@ -17,11 +17,11 @@ from torch import nn
 from resnet_dist.checkpoint.saver import Saver
 from resnet_dist.config import CheckpointConfig, EvalConfig, FaultsConfig, LogConfig
 from resnet_dist.data.batch import Batch
-from resnet_dist.data.loaders.build import EvalLoader, TrainLoader
+from resnet_dist.data.loaders.loader import TrainLoader
 from resnet_dist.evaluate import sync_evaluate
 from resnet_dist.faults.guards import Guards
 from resnet_dist.faults.preemption import StopSignal
-from resnet_dist.faults.watchdog import Phase
+from resnet_dist.faults.watchdog import BatchSource, Phase
 from resnet_dist.metrics.recorder import Recorder
 from resnet_dist.metrics.throughput import Throughput
 from resnet_dist.optim.schedules import apply_schedule
@@ -86,7 +86,7 @@ class Components:
     step: Step
     """Takes a training step: eagerly, or captured and replayed."""
     train_loader: TrainLoader
-    eval_loader: EvalLoader
+    eval_loader: BatchSource[Batch]
     autocast_dtype: torch.dtype | None
     """Autocast type of the evaluation's forward pass; None means float32."""
     cadence: Cadence

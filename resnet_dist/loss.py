@@ -1,10 +1,10 @@
 """The training loss of a micro-batch, also of mixed labels. Only tensors.
 
 With one label a sample, label smoothing e and K classes, the target of class c is t_c(label) =
-(1 - e) [c = label] + e / K; of mixed labels it is share * t(label) + (1 - share) * t(partner).
+(1 - e) [c = label] + e / K; of mixed labels it is lam * t(label) + (1 - lam) * t(paired).
 
     cross_entropy         - sum_c t_c log softmax(logits)_c        (linear in t, so of mixed labels
-                          it is share * CE(label) + (1 - share) * CE(partner))
+                          it is lam * CE(label) + (1 - lam) * CE(paired))
     binary_cross_entropy  mean (or sum) over c of - t_c log s_c - (1 - t_c) log(1 - s_c) with
                           s = sigmoid(logits), after t = [t > threshold] if one is given (timm's
                           BinaryCrossEntropy; Wightman et al. 2021, arXiv:2110.00476)
@@ -41,9 +41,9 @@ def loss_sum(
         return cross_entropy(logits, labels, label_smoothing=smoothing, reduction="sum")
     own, others = (
         cross_entropy(logits, target, label_smoothing=smoothing, reduction="none")
-        for target in (labels, mixed.partners)
+        for target in (labels, mixed.paired)
     )
-    return (mixed.shares * own + (1.0 - mixed.shares) * others).sum()
+    return (mixed.lam * own + (1.0 - mixed.lam) * others).sum()
 
 
 def soft_targets(
@@ -53,15 +53,15 @@ def soft_targets(
     classes = torch.arange(num_classes, device=labels.device)
     targets = (labels[:, None] == classes).float()
     if mixed is not None:
-        shares = mixed.shares[:, None]
-        others = (mixed.partners[:, None] == classes).float()
-        targets = shares * targets + (1.0 - shares) * others
+        lam = mixed.lam[:, None]
+        others = (mixed.paired[:, None] == classes).float()
+        targets = lam * targets + (1.0 - lam) * others
     return targets * (1.0 - label_smoothing) + label_smoothing / num_classes
 
 
 def main_labels(batch: Batch) -> Tensor:
-    """`[n]` int64: of each image the label with the larger share, by which training accuracy is
+    """`[n]` int64: of each image the label with the larger weight, by which training accuracy is
     counted (torchvision's references take the largest target, which is the same)."""
     if batch.mixed is None:
         return batch.labels
-    return torch.where(batch.mixed.shares >= 0.5, batch.labels, batch.mixed.partners)
+    return torch.where(batch.mixed.lam >= 0.5, batch.labels, batch.mixed.paired)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 
-from resnet_dist.config import Config, DataConfig
+from resnet_dist.config import AugmentConfig, Config, DataConfig
 from resnet_dist.config.command_line import Arguments
 from resnet_dist.config.help.listing import describe
 from resnet_dist.config.load import Resolved, load_config
@@ -107,21 +107,26 @@ def derived_lines(config: Config, num_samples: int, world_size: int) -> list[str
         f"each epoch, others in another epoch)",
         f"steps: {steps} per epoch, {total} in all",
         *_batch_lines(batch_split),
-        *_sample_lines(config.data, steps * train.global_batch_size, train.epochs),
+        *_sample_lines(
+            config.augment, config.data.train_size, steps * train.global_batch_size, train.epochs
+        ),
         f"learning rate: {rates}",
     ]
 
 
-def _sample_lines(data: DataConfig, samples: int, epochs: int) -> list[str]:
+def _sample_lines(augment: AugmentConfig, full_size: int, samples: int, epochs: int) -> list[str]:
     """What is unusual about the training images; `samples` are those of an epoch."""
     lines = []
-    if data.repeats > 1:
-        distinct = -(-samples // data.repeats)
-        lines.append(f"repeats: {distinct} different samples an epoch, {data.repeats} times each")
-    if data.progressive_start_size is not None:
+    if augment.ra_reps > 1:
+        distinct = -(-samples // augment.ra_reps)
+        lines.append(
+            f"repeated augmentation: {distinct} different samples per epoch, {augment.ra_reps} "
+            f"times each"
+        )
+    if augment.progressive_start_size is not None:
         from resnet_dist.data.augment.crop import train_size  # NumPy, as above
 
-        sizes = [train_size(data, epoch) for epoch in range(epochs)]
+        sizes = [train_size(augment, full_size, epoch) for epoch in range(epochs)]
         changes = [i for i in range(epochs) if i == 0 or sizes[i] != sizes[i - 1]]
         steps = ", ".join(f"{sizes[epoch]} from epoch {epoch}" for epoch in changes)
         lines.append(f"image size, px: {steps}")

@@ -31,7 +31,7 @@ from resnet_dist.checkpoint.rollback import sync_give_up, sync_go_back
 from resnet_dist.config import Config
 from resnet_dist.config.load import Resolved
 from resnet_dist.data.datasets import Datasets, sync_open_datasets
-from resnet_dist.data.loaders.build import start_loader_server
+from resnet_dist.data.loaders.choice import start_loader_server
 from resnet_dist.data.micro_batches import BatchSplit, choose_batch_split
 from resnet_dist.errors import AgreedError, UserError, report_error
 from resnet_dist.evaluate import sync_evaluate
@@ -111,7 +111,7 @@ def run(resolved: Resolved, world: World) -> int:
         checkpoints,
         config=config,
         fingerprint=fingerprint,
-        describe_next_batch=partial(describe_next_batch, config, datasets),
+        describe_next_batch=partial(describe_next_batch, datasets),
         world=world,
     )
     if config.run.evaluate_only:
@@ -156,7 +156,7 @@ def fit_or_go_back(
     def sync_diagnosis() -> str:
         return sync_diagnose(
             state.guard.read(),
-            samples_of=partial(samples_of, config, datasets, batch_split),
+            samples_of=partial(samples_of, datasets, batch_split),
             losses=state.losses.state_dict(),
             precision=config.train.precision,
             loss_scale=state.scaler.get_scale(),

@@ -21,7 +21,7 @@ from resnet_dist.selftest.__main__ import SMALL_NETWORK, differences
 
 TINY = [
     *SMALL_NETWORK,
-    "data.crop_scale=[0.3,1.0]",
+    "augment.crop_scale=[0.3,1.0]",
     "train.precision=float32",
     "train.global_batch_size=26",
     "train.epochs=5",

@@ -28,7 +28,7 @@ STEPS = 20
 ROUNDS = 3
 GRID: dict[str, list[Any]] = {
     "data.num_workers": [8, 16, 12],
-    "data.hw_decoder_load": [0.65, 0.9, 1.0, 0.4],
+    "dali.hw_decoder_load": [0.65, 0.9, 1.0, 0.4],
     "data.prefetch_batches": [2, 4],
 }
 """One setting is tried after the other, with the best of those before; the first is the start."""
@@ -69,7 +69,7 @@ def measure_jpegs(
         best: dict[str, Any] = {key: values[0] for key, values in GRID.items()}
         limit = _try(common, best, case, results)
         for key, values in GRID.items():
-            if key == "data.hw_decoder_load" and device.type != "cuda":
+            if key == "dali.hw_decoder_load" and device.type != "cuda":
                 continue
             for value in values[1:]:
                 rate = _try(common, {**best, key: value}, case, results)

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, get_args, get_type_hints
 
+from resnet_dist.config.augment import AugmentConfig
+from resnet_dist.config.dali import DaliConfig
 from resnet_dist.config.data import DataConfig
 from resnet_dist.config.dist import DistConfig, FaultsConfig
 from resnet_dist.config.model import LossConfig, ModelConfig
@@ -25,8 +27,10 @@ from resnet_dist.config.train import TrainConfig
 
 __all__ = [
     "SECTIONS",
+    "AugmentConfig",
     "CheckpointConfig",
     "Config",
+    "DaliConfig",
     "DataConfig",
     "DistConfig",
     "EvalConfig",
@@ -54,6 +58,8 @@ class Config:
     """Everything random is a function of it and the position (see `resnet_dist.rng`)."""
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    dali: DaliConfig = field(default_factory=DaliConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -76,12 +82,13 @@ class Config:
             "shorten the warm-up or train longer",
         )
         rules.require(
-            self.data.repeats == 1 or 2 * self.data.repeats <= self.train.global_batch_size,
-            "data.repeats",
-            self.data.repeats,
+            self.augment.ra_reps == 1 or 2 * self.augment.ra_reps <= self.train.global_batch_size,
+            "augment.ra_reps",
+            self.augment.ra_reps,
             f"must be at most half of train.global_batch_size ({self.train.global_batch_size})",
             "3 or 4 is usual",
         )
+        self.augment.check_sizes(rules, train_size=self.data.train_size, loader=self.data.loader)
         rules.require(
             self.data.image_dtype in ("float32", self.train.precision),
             "data.image_dtype",

@@ -1,59 +1,111 @@
-"""Settings of what is done to training images besides crop and flip: a part of section `data`."""
+"""What is done to training images between decoding and the network: section `augment`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-from resnet_dist.config.setting import Rules
+from resnet_dist.config.setting import Rules, check_section, setting
 
 
 @dataclass(frozen=True, kw_only=True)
-class AugmentFields:
-    """Applied in torchvision's order: crop and resize, flip, auto_augment, color_jitter, normalise,
-    erase, mix."""
+class AugmentConfig:
+    """Augmentation, in torchvision's order: crop and resize, flip, auto_augment, color_jitter,
+    normalise, erase, mix."""
 
-    mixup_alpha: float = 0.0
-    """Of Beta(alpha, alpha), from which the share of each of two mixed images is drawn (Zhang et
-    al. 2017); 0: no mixup. Partners are positions 2k and 2k+1 of the global batch."""
-    cutmix_alpha: float = 0.0
-    """The same for cutmix (Yun et al. 2019), where the share is that of the area kept; 0: none."""
-    mix_probability: float = 1.0
-    """Probability that a pair is mixed at all, by mixup or cutmix (timm's --mixup-prob)."""
-    mix_switch_probability: float = 0.5
-    """Probability of cutmix where both are on (timm's --mixup-switch-prob)."""
-    mix_mode: Literal["pair", "batch"] = "pair"
-    """pair: every pair draws its own share and box; batch: one draw for the whole global batch. The
-    published recipes draw once a GPU, which would make the world size part of the mathematics."""
-    erase_probability: float = 0.0
-    """Probability of random erasing (Zhong et al. 2017); the rectangle becomes 0 after
-    normalisation, the mean colour, as in torchvision's references."""
-    erase_scale: tuple[float, float] = (0.02, 0.33)
-    """Range of the erased share of the image's area."""
-    erase_ratio: tuple[float, float] = (0.3, 3.3)
-    """Range of the erased rectangle's height / width, drawn on a log scale."""
+    crop: Literal["random_resized", "pad_reflect"] = "random_resized"
+    """random_resized: torchvision's RandomResizedCrop; pad_reflect: move the image by up to
+    `crop_padding` pixels over reflected borders (CIFAR)."""
+    crop_scale: tuple[float, float] = setting(
+        (0.08, 1.0), gt=0, le=1, hint="ImageNet's standard is [0.08, 1.0]"
+    )
+    """Range of the crop's area relative to the image's."""
+    crop_ratio: tuple[float, float] = setting(
+        (0.75, 1.3333333333333333), gt=0, hint="ImageNet's standard is [0.75, 1.3333]"
+    )
+    """Range of the crop's width / height, sampled on a log scale."""
+    crop_padding: int = setting(4, ge=0, hint="CIFAR's standard is 4")
+    """Padding of `pad_reflect` on each side, pixels."""
+    flip_probability: float = setting(0.5, ge=0, le=1, hint="0.5 is the standard")
+    """Probability of a horizontal flip."""
     auto_augment: Literal["none", "ra", "ta_wide", "imagenet"] = "none"
     """torchvision's --auto-augment: ra: RandAugment (Cubuk et al. 2019); ta_wide:
     TrivialAugmentWide (Mueller and Hutter 2021); imagenet: AutoAugment's policy for ImageNet (Cubuk
     et al. 2018). Bilinear, what comes in at the borders is black."""
-    ra_num_ops: int = 2
-    """RandAugment: operations an image."""
-    ra_magnitude: int = 9
+    ra_num_ops: int = setting(2, ge=1, hint="2 is usual")
+    """RandAugment: operations per image."""
+    ra_magnitude: int = setting(9, ge=0, le=30, hint="9 is torchvision's default")
     """RandAugment: strength, 0 to 30."""
-    color_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
-    """Brightness, contrast, saturation, hue, as in torchvision's ColorJitter, in random order."""
-    repeats: int = 1
-    """How often each chosen sample occurs in an epoch, augmented anew each time (Hoffer et al.
-    2019). The epoch keeps its length, so it has as many times fewer samples (torchvision's
-    RASampler)."""
-    progressive_start_size: int | None = None
-    """Side of a training crop in the first epochs, pixels, rising to `train_size`. null: it is
-    `train_size` from the start."""
-    progressive_epochs: tuple[int, int] = (0, 0)
-    """The side is the start's up to the first of these epochs and `train_size` from the second on,
-    counted from 0; between them it rises linearly, constant within an epoch (ffcv's ramp)."""
-    progressive_multiple: int = 32
+    color_jitter: tuple[float, float, float, float] = setting(
+        (0.0, 0.0, 0.0, 0.0), ge=0, hint="[0.4, 0.4, 0.4, 0] is usual"
+    )
+    """Brightness, contrast, saturation, hue, as in torchvision's ColorJitter, in random order. The
+    hue is at most 0.5."""
+    erase_probability: float = setting(0.0, ge=0, le=1, hint="0.1 is torchvision's recipe")
+    """Probability of random erasing (Zhong et al. 2017); the rectangle becomes 0 after
+    normalisation, the mean colour, as in torchvision's references."""
+    erase_scale: tuple[float, float] = setting(
+        (0.02, 0.33), gt=0, le=1, hint="[0.02, 0.33] is usual"
+    )
+    """Range of the erased area relative to the image's."""
+    erase_ratio: tuple[float, float] = setting((0.3, 3.3), gt=0, hint="[0.3, 3.3] is usual")
+    """Range of the erased rectangle's height / width, sampled on a log scale."""
+    mixup_alpha: float = setting(0.0, ge=0, le=100, hint="0 turns it off")
+    """Mixup (Zhang et al. 2017): lam, the weight of an image, is sampled from Beta(alpha, alpha);
+    0: no mixup. Positions 2k and 2k+1 of the global batch are mixed with each other."""
+    cutmix_alpha: float = setting(0.0, ge=0, le=100, hint="0 turns it off")
+    """Cutmix (Yun et al. 2019): as mixup_alpha, where lam is the area kept; 0: no cutmix."""
+    mix_probability: float = setting(1.0, ge=0, le=1, hint="it is a probability")
+    """Probability that a pair is mixed at all, by mixup or cutmix (timm's --mixup-prob)."""
+    mix_switch_probability: float = setting(0.5, ge=0, le=1, hint="it is a probability")
+    """Probability of cutmix where both are on (timm's --mixup-switch-prob)."""
+    mix_mode: Literal["pair", "batch"] = "pair"
+    """pair: every pair has its own lam and box; batch: one for the whole global batch. The
+    published recipes sample once per GPU, which would make the world size part of the
+    mathematics."""
+    ra_reps: int = setting(1, ge=1, hint="1 turns it off")
+    """Repeated augmentation (Hoffer et al. 2019; torchvision's --ra-reps): how often each chosen
+    sample occurs in an epoch, augmented differently each time. The epoch keeps its length, so it
+    has as many times fewer samples."""
+    progressive_start_size: int | None = setting(
+        None, ge=1, hint="null turns progressive resizing off"
+    )
+    """Side of a training crop in the first epochs, pixels, rising to `data.train_size`. null: it is
+    `data.train_size` from the start."""
+    progressive_epochs: tuple[int, int] = setting(
+        (0, 0), ge=0, hint="for example [11, 13] for 16 epochs"
+    )
+    """The side is the start's up to the first of these epochs and `data.train_size` from the second
+    on, counted from 0; between them it rises linearly, constant within an epoch (ffcv's ramp)."""
+    progressive_multiple: int = setting(32, ge=1, hint="32 is ffcv's")
     """The side between start and end is rounded to a multiple of this, pixels."""
+
+    def __post_init__(self) -> None:
+        rules = check_section(self, "augment")
+        for name, example in (
+            ("crop_scale", "ImageNet's standard is [0.08, 1.0]"),
+            ("crop_ratio", "ImageNet's standard is [0.75, 1.3333]"),
+            ("erase_scale", "[0.02, 0.33] is usual"),
+            ("erase_ratio", "[0.3, 3.3] is usual"),
+            ("progressive_epochs", "for example [11, 13] for 16 epochs"),
+        ):
+            low, high = getattr(self, name)
+            rules.require(low <= high, f"augment.{name}", (low, high), "needs low <= high", example)
+        rules.require(
+            self.color_jitter[3] <= 0.5,
+            "augment.color_jitter",
+            self.color_jitter,
+            "must not have a hue above 0.5",
+            "[0.4, 0.4, 0.4, 0] is usual",
+        )
+        rules.require(
+            self.progressive_start_size is None or self.progressive_epochs[1] > 0,
+            "augment.progressive_epochs",
+            self.progressive_epochs,
+            "must end after epoch 0 where augment.progressive_start_size is set",
+            "for example [11, 13] for 16 epochs",
+        )
+        rules.enforce()
 
     @property
     def is_mixing(self) -> bool:
@@ -65,88 +117,37 @@ class AugmentFields:
         """Whether uint8 images are changed after the flip."""
         return self.auto_augment != "none" or any(self.color_jitter)
 
-    def check_augmentation(self, rules: Rules, *, train_size: int) -> None:
-        """Add the rules of these fields."""
-        for name in ("mixup_alpha", "cutmix_alpha"):
-            value = getattr(self, name)
-            rules.require(
-                0 <= value <= 100, f"data.{name}", value, "must lie in [0, 100]", "0 turns it off"
-            )
-        for name in ("mix_probability", "mix_switch_probability", "erase_probability"):
-            value = getattr(self, name)
-            rules.require(
-                0 <= value <= 1, f"data.{name}", value, "must lie in [0, 1]", "it is a probability"
-            )
-        low, high = self.erase_scale
-        rules.require(
-            0 < low <= high <= 1,
-            "data.erase_scale",
-            self.erase_scale,
-            "needs 0 < low <= high <= 1",
-            "[0.02, 0.33] is usual",
-        )
-        low, high = self.erase_ratio
-        rules.require(
-            0 < low <= high,
-            "data.erase_ratio",
-            self.erase_ratio,
-            "needs 0 < low <= high",
-            "[0.3, 3.3] is usual",
-        )
-        rules.require(
-            self.ra_num_ops >= 1, "data.ra_num_ops", self.ra_num_ops, "must be at least 1", "2"
-        )
-        rules.require(
-            0 <= self.ra_magnitude <= 30,
-            "data.ra_magnitude",
-            self.ra_magnitude,
-            "must lie in [0, 30]",
-            "9 is torchvision's default",
-        )
-        rules.require(
-            min(self.color_jitter) >= 0 and self.color_jitter[3] <= 0.5,
-            "data.color_jitter",
-            self.color_jitter,
-            "must not be negative, nor the hue above 0.5",
-            "[0.4, 0.4, 0.4, 0] is usual",
-        )
-        rules.require(
-            self.repeats >= 1,
-            "data.repeats",
-            self.repeats,
-            "must be at least 1",
-            "1 is the default",
-        )
-        self._check_progressive(rules, train_size)
-
-    def _check_progressive(self, rules: Rules, train_size: int) -> None:
+    def check_sizes(self, rules: Rules, *, train_size: int, loader: str) -> None:
+        """Add the rules that tie this section to section `data`."""
         start = self.progressive_start_size
         rules.require(
-            start is None or 1 <= start <= train_size,
-            "data.progressive_start_size",
+            start is None or start <= train_size,
+            "augment.progressive_start_size",
             start,
             f"must lie in [1, data.train_size ({train_size})]",
             "null turns progressive resizing off",
         )
-        first, last = self.progressive_epochs
+        smallest, name = train_size, "data.train_size"
+        if start is not None and start < smallest:
+            smallest, name = start, "augment.progressive_start_size"
         rules.require(
-            0 <= first <= last,
-            "data.progressive_epochs",
-            self.progressive_epochs,
-            "needs 0 <= first <= last",
-            "for example [11, 13] for 16 epochs",
+            self.crop != "pad_reflect" or self.crop_padding < smallest,
+            "augment.crop_padding",
+            self.crop_padding,
+            f"must be less than {name} ({smallest}), a reflection's most",
+            "CIFAR's standard is 4",
         )
         rules.require(
-            start is None or last > 0,
-            "data.progressive_epochs",
-            self.progressive_epochs,
-            "must end after epoch 0 where data.progressive_start_size is set",
-            "for example [11, 13] for 16 epochs",
+            loader != "memory" or self.crop == "pad_reflect",
+            "augment.crop",
+            self.crop,
+            "needs a resize, which data.loader=memory does not do",
+            "set augment.crop=pad_reflect, or data.loader=auto",
         )
         rules.require(
-            self.progressive_multiple >= 1,
-            "data.progressive_multiple",
-            self.progressive_multiple,
-            "must be at least 1",
-            "32 is ffcv's",
+            loader != "memory" or start is None,
+            "augment.progressive_start_size",
+            start,
+            "needs a resize, which data.loader=memory does not do",
+            "leave it out, or set data.loader=auto",
         )

@@ -1,49 +1,25 @@
-"""Settings of DALI on GPUs, and of the form that batches have: a part of section `data`.
-
-None of them changes what is computed, but for rounding.
-"""
+"""How DALI uses a GPU: section `dali`. None of it changes what is computed, but for rounding."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-from resnet_dist.config.setting import Rules, free
+from resnet_dist.config.setting import check_section, setting
 
 
 @dataclass(frozen=True, kw_only=True)
-class DaliFields:
-    """How DALI uses a GPU; of every loader: the type and the channels of images."""
+class DaliConfig:
+    """Settings of data.loader=dali on a GPU; on a CPU they have no effect."""
 
-    hw_decoder_load: float = free(0.65)
-    """Share of the JPEGs for the GPU's decoding engine (A100, H100 and later), the rest is decoded
-    by its multiprocessors; DALI's own default. Tune it by `python -m resnet_dist.bench`."""
-    max_preallocated_side: int = free(8192)
+    hw_decoder_load: float = setting(0.65, ge=0, le=1, hint="0.65 is DALI's default", free=True)
+    """Fraction of the JPEGs that the GPU's decoding engine decodes (A100, H100 and later), the rest
+    is decoded by its multiprocessors. Tune it by `python -m resnet_dist.bench`."""
+    max_preallocated_side: int = setting(8192, ge=0, hint="0 turns preallocation off", free=True)
     """Decoding buffers are made for the largest image at the start, but for none with longer sides
     than this, pixels: one huge image must not reserve the memory for a batch of them. 0: buffers
     grow as images come, which looks like a leak for epochs."""
-    set_affinity: bool = free(True)
+    set_affinity: bool = setting(True, free=True)
     """Bind DALI's threads to the processors next to their GPU (of those this process may use)."""
-    image_dtype: Literal["float32", "float16", "bfloat16"] = free("float32")
-    """Type of a batch's images, float32 or `train.precision`: autocast would round them to that
-    anyway, so a smaller type only saves memory traffic."""
-    pad_channels: bool = free(False)
-    """Give images a fourth channel of zeros: 16-bit channels-last convolutions like groups of four.
-    cuDNN pads by itself where it must, so measure first. Not for resnet9."""
 
-    def check_dali(self, rules: Rules) -> None:
-        """Add the rules of these fields."""
-        rules.require(
-            0 <= self.hw_decoder_load <= 1,
-            "data.hw_decoder_load",
-            self.hw_decoder_load,
-            "must lie in [0, 1]",
-            "0.65 is DALI's default",
-        )
-        rules.require(
-            self.max_preallocated_side >= 0,
-            "data.max_preallocated_side",
-            self.max_preallocated_side,
-            "must not be negative",
-            "0 turns preallocation off",
-        )
+    def __post_init__(self) -> None:
+        check_section(self, "dali").enforce()

@@ -1,12 +1,14 @@
 """What is decided about a micro-batch before anything is read or decoded.
 
-A `BatchSpec` is the border between the pure part of the data path (order, augmentation parameters)
-and the loaders, which only read, decode and transform what it says. A `Batch` is what they yield.
+A `BatchSlice` says which samples a micro-batch has, a `BatchSpec` what is done to each. The spec is
+the border between the pure part of the data path (order, augmentation parameters) and the loaders,
+which only read, decode and transform what it says. A `Batch` is what they yield.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +16,40 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     import torch
+
+
+class Done(IntEnum):
+    """What has been done to the images of a spec; each value includes those before it."""
+
+    CROPPED = 0
+    """Decoded, resized and cropped: uint8."""
+    FLIPPED = 1
+    """Mirrored as the spec says, but not yet moved by its `crop_offsets`."""
+    AUGMENTED = 2
+    """Everything that is done to uint8 images: also moved, and the operations applied."""
+    NORMALISED = 3
+    """Now float32."""
+
+
+@dataclass(frozen=True)
+class BatchSlice:
+    """The samples of a micro-batch, and where they lie in the order of their epoch."""
+
+    step: int
+    """Training step, or number of the evaluation batch."""
+    epoch: int
+    start: int
+    """Position in the epoch's order at which the global batch begins."""
+    bounds: tuple[int, int]
+    """Positions `[low, high)` in the global batch that are this micro-batch's own."""
+    low: int
+    """Position in the global batch of the first of `sample_ids`: one before its own where that
+    sample is only there to be mixed in."""
+    sample_ids: NDArray[np.int64]
+    """`[n]` positions in the index."""
+
+    def __len__(self) -> int:
+        return len(self.sample_ids)
 
 
 @dataclass(frozen=True)
@@ -30,17 +66,18 @@ class Operations:
 class Mix:
     """Which rows of a spec are mixed, and how.
 
-    Row i becomes image_i * share + partner_i * (1 - share), or, where `is_cut`, image_i with the
-    partner's pixels in the box.
+    Row i becomes image_i * lam_i + image_paired(i) * (1 - lam_i), or, where `is_cut`, image_i with
+    the pixels of the paired image in the box.
     """
 
     own: slice
-    """Rows that the batch keeps. The spec has at most one more at each end: the partner of a sample
-    at the edge of the micro-batch, which is another rank's or another micro-batch's."""
-    partners: NDArray[np.int64]
-    """`[n]` row of the partner; a row that is its own partner stays as it is."""
-    shares: NDArray[np.float32]
-    """`[n]` weight of the own label; the partner's is 1 - share."""
+    """Rows that the batch keeps. The spec has at most one more at each end: the one that a sample
+    at the edge of the micro-batch is paired with, which is another rank's or another
+    micro-batch's."""
+    paired: NDArray[np.int64]
+    """`[n]` row that each is paired with; a row that is paired with itself stays as it is."""
+    lams: NDArray[np.float32]
+    """`[n]` weight of the own label; that of the paired row's label is 1 - lam."""
     boxes: NDArray[np.int32]
     """`[n, 4]` top, left, height, width, pixels; zeros where nothing is cut."""
     is_cut: NDArray[np.bool_]
@@ -51,8 +88,8 @@ class Mix:
 class BatchSpec:
     """One micro-batch of n samples, decided but not yet decoded.
 
-    For each sample: decode, take the window, resize it (antialiased), cut a `size` x `size` crop
-    out of the result, shift it with reflected borders (where `crop_offsets` is given), flip it,
+    For each sample: decode, take the crop box, resize it (antialiased), cut a `size` x `size` crop
+    out of the result, move it over reflected borders (where `crop_offsets` is given), flip it,
     apply the operations, normalise, erase; then mix them."""
 
     step: int
@@ -64,9 +101,9 @@ class BatchSpec:
     crop_boxes: NDArray[np.int32]
     """`[n, 4]` top, left, height, width in the decoded image, pixels."""
     resized: NDArray[np.int32]
-    """`[n, 2]` height, width of the resized window, pixels."""
+    """`[n, 2]` height, width of the resized crop box, pixels."""
     crops: NDArray[np.int32]
-    """`[n, 2]` top, left of the crop in the resized window, pixels."""
+    """`[n, 2]` top, left of the crop in the resized crop box, pixels."""
     crop_offsets: NDArray[np.int32] | None
     """`[n, 2]` rows, columns by which the crop moves over a reflected border; None: it stays."""
     flips: NDArray[np.bool_]
@@ -93,10 +130,10 @@ class BatchSpec:
 class MixedLabels:
     """The second label of each image of a batch, on the device."""
 
-    partners: torch.Tensor
+    paired: torch.Tensor
     """`[n]` int64 labels of what was mixed in."""
-    shares: torch.Tensor
-    """`[n]` float32 weight of the first label; the second's is 1 - share."""
+    lam: torch.Tensor
+    """`[n]` float32 weight of the first label; the second's is 1 - lam."""
 
 
 @dataclass(frozen=True)

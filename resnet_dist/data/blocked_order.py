@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from resnet_dist import rng
 from resnet_dist.config import DataConfig
-from resnet_dist.data.index.packed import Shards
+from resnet_dist.data.index.index import Index
 from resnet_dist.errors import UserError
 
 
@@ -34,20 +34,15 @@ class Blocks:
     numbers: NDArray[np.int32] = field(compare=False, repr=False)
     """`[N]` shard of each sample."""
 
-    @property
-    def key(self) -> str:
-        """Part of a file name."""
-        return f"{self.layout[:16]}-{self.window}"
 
-
-def blocks_of(data: DataConfig, index: object) -> Blocks | None:
-    """What `data.order` says of an `Index`; None for the order that shuffles everything.
+def blocks_of(data: DataConfig, index: Index) -> Blocks | None:
+    """What `data.order` says of an index; None for the order that shuffles everything.
 
     Raises UserError where it is `blocked` and there are no shards.
     """
     if data.order == "shuffled":
         return None
-    shards: Shards | None = getattr(index, "shards", None)
+    shards = index.shards
     if shards is None:
         raise UserError(
             f"data.order ({data.order}): needs shards, and data.root ({data.root}) is a folder of "
@@ -55,11 +50,6 @@ def blocks_of(data: DataConfig, index: object) -> Blocks | None:
             f"data.order=shuffled"
         )
     return Blocks(shards.layout, data.blocked_window, len(shards.names), shards.numbers)
-
-
-def shards_ahead(data: DataConfig) -> int:
-    """For `open_store`: how many shards the training has in use, and reads whole; 0: any."""
-    return data.blocked_window if data.order == "blocked" else 0
 
 
 def blocked_order(seed: int, epoch: int, blocks: Blocks) -> NDArray[np.int64]:

@@ -1,25 +1,23 @@
-"""The data of a run: the indexes of its two splits, opened on every rank.
+"""The data of a run: both splits, opened on every rank, and all that follows from them.
 
 The index is built, and the embedded data set made, by one rank of each node; the others wait, then
-map the same files.
+map the same files. What depends on the data set (its order, its number of classes) is decided here,
+once, and not in every micro-batch.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from resnet_dist.config import Config, DataConfig
-from resnet_dist.data.loaders.build import (
-    SYNTHETIC_TRAIN,
-    SYNTHETIC_VAL,
-    Index,
-    SyntheticIndex,
-    cache_root,
-    check_splits,
-    choose_loader,
-    open_index,
-)
+from resnet_dist.config import AugmentConfig, Config, DataConfig
+from resnet_dist.data.blocked_order import blocks_of
+from resnet_dist.data.index.index import Index, check_splits, open_index
+from resnet_dist.data.index.places import cache_root
+from resnet_dist.data.index.synthetic import SYNTHETIC_TRAIN, SYNTHETIC_VAL, SyntheticIndex
+from resnet_dist.data.loaders.choice import choose_loader
+from resnet_dist.data.order import SampleOrder
 from resnet_dist.data.quickstart.dataset import ensure_shapes
+from resnet_dist.data.specs import TrainSpecs
 from resnet_dist.errors import UserError
 from resnet_dist.world import World, sync_attempt
 
@@ -30,11 +28,21 @@ class Datasets:
 
     data: DataConfig
     """With `root` set to the embedded data set's folder where none was given."""
+    augment: AugmentConfig
     train: Index | SyntheticIndex
     val: Index | SyntheticIndex
+    order: SampleOrder
+    """The samples of every training step."""
     num_classes: int
     """Outputs of the model: `model.num_classes`, or the number of the data's classes."""
     is_embedded: bool
+
+    @property
+    def train_specs(self) -> TrainSpecs:
+        """What is done to the samples of a training step."""
+        return TrainSpecs(
+            self.data, self.augment, self.train, self.order.seed, self.order.global_batch_size
+        )
 
 
 def sync_open_datasets(config: Config, world: World) -> Datasets:
@@ -43,8 +51,7 @@ def sync_open_datasets(config: Config, world: World) -> Datasets:
     Raises UserError, the same on all ranks.
     """
     if choose_loader(config.data, world.device) == "synthetic":
-        indexes = SYNTHETIC_TRAIN, SYNTHETIC_VAL
-        return _checked(config, config.data, indexes, is_embedded=False)
+        return _resolve(config, config.data, SYNTHETIC_TRAIN, SYNTHETIC_VAL)
 
     def build() -> Datasets | None:
         if world.local_rank == 0:
@@ -59,8 +66,8 @@ def sync_open_datasets(config: Config, world: World) -> Datasets:
 
 def open_datasets(config: Config, *, build: bool, show_progress: bool) -> Datasets:
     """Open both indexes in this process alone; `build`: make what is missing or out of date."""
-    data, is_embedded = config.data, config.data.root is None
-    if is_embedded:
+    data = config.data
+    if data.root is None:
         root = ensure_shapes(cache_root(data), show_progress=show_progress)
         data = replace(data, root=str(root), train_split="train", val_split="val")
     train = open_index(data, data.train_split, build=build, show_progress=show_progress)
@@ -68,27 +75,27 @@ def open_datasets(config: Config, *, build: bool, show_progress: bool) -> Datase
         data, data.val_split, classes=train.classes, build=build, show_progress=show_progress
     )
     check_splits(train, val)
-    return _checked(config, data, (train, val), is_embedded=is_embedded)
+    return _resolve(config, data, train, val)
 
 
-def _checked(
+def _resolve(
     config: Config,
     data: DataConfig,
-    indexes: tuple[Index | SyntheticIndex, Index | SyntheticIndex],
-    *,
-    is_embedded: bool,
+    train: Index | SyntheticIndex,
+    val: Index | SyntheticIndex,
 ) -> Datasets:
-    train, val = indexes
     num_classes = config.model.num_classes or len(train.classes)
     if num_classes < len(train.classes):
         raise UserError(
             f"model.num_classes ({num_classes}): the data has {len(train.classes)} classes; leave "
             f"it out to use that number"
         )
-    batch = config.train.global_batch_size
-    if len(train) < batch:
-        raise UserError(
-            f"train.global_batch_size ({batch}): exceeds the {len(train)} training samples; lower "
-            f"it to at most {len(train)}"
-        )
-    return Datasets(data, train, val, num_classes, is_embedded)
+    order = SampleOrder(
+        len(train),
+        config.train.global_batch_size,
+        seed=config.seed,
+        ra_reps=config.augment.ra_reps,
+        blocks=blocks_of(data, train) if isinstance(train, Index) else None,
+    )
+    is_embedded = isinstance(train, Index) and config.data.root is None
+    return Datasets(data, config.augment, train, val, order, num_classes, is_embedded)

@@ -1,37 +1,28 @@
-"""Which samples form a batch, and what is done to each: pure functions of integers.
+"""Which samples form a batch: pure functions of (seed, step).
 
-Owns the order of an epoch and puts it together with `resnet_dist.data.augment.crop` into specs.
-Reads the index's columns and nothing else; any step is as quick to ask for as the first."""
+Owns the order of each epoch, its slices, and the digest that tells whether two processes train on
+the same pixels. The order lives in the process that cuts batches, two epochs of it at most; readers
+are sent the samples of their micro-batches. Any step is as quick to ask for as the first."""
 
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Iterator
-from functools import lru_cache
-from typing import Protocol
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_dist.config import DataConfig
-from resnet_dist.data.augment import auto_augment, crop, mixing
-from resnet_dist.data.batch import BatchSpec
-from resnet_dist.data.blocked_order import Blocks, blocks_of
-from resnet_dist.data.micro_batches import BatchSplit
-from resnet_dist.data.shared_order import shared_permutation
+from resnet_dist import rng
+from resnet_dist.data.batch import BatchSlice, BatchSpec
+from resnet_dist.data.blocked_order import Blocks, blocked_order
 from resnet_dist.errors import UserError
 
-
-class SampleTable(Protocol):
-    """The columns that a spec is made from (see `Index`)."""
-
-    @property
-    def labels(self) -> NDArray[np.int64]: ...
-    @property
-    def heights(self) -> NDArray[np.int32]: ...
-    @property
-    def widths(self) -> NDArray[np.int32]: ...
-    def __len__(self) -> int: ...
+_FEWEST_PREPARED = 100_000
+"""Samples from which on a permutation is made in the background; fewer take a few milliseconds."""
+_MOST_KEPT = 2
+"""Epochs: the current one, and the next, which is prepared while the current one is used."""
 
 
 def steps_per_epoch(num_samples: int, global_batch_size: int) -> int:
@@ -47,107 +38,98 @@ def steps_per_epoch(num_samples: int, global_batch_size: int) -> int:
     return num_samples // global_batch_size
 
 
-def epoch_and_position(step: int, num_samples: int, global_batch_size: int) -> tuple[int, int]:
-    """The epoch of a step, and where in that epoch's order its global batch begins."""
-    epoch, index = divmod(step, steps_per_epoch(num_samples, global_batch_size))
-    return epoch, index * global_batch_size
-
-
-@lru_cache(maxsize=1)  # the current epoch: once a process, not once a step
-def _epoch_order(
-    seed: int, epoch: int, num_samples: int, blocks: Blocks | None
+def epoch_permutation(
+    seed: int, epoch: int, num_samples: int, blocks: Blocks | None = None
 ) -> NDArray[np.integer]:
-    return shared_permutation(seed, epoch, num_samples, blocks)
+    """The order of an epoch, `[num_samples]` int32 (int64 from 2**31 on), read-only."""
+    if blocks is None:
+        permutation = rng.permutation(seed, epoch, num_samples)
+    else:
+        permutation = blocked_order(seed, epoch, blocks)
+    dtype = np.int32 if num_samples < 2**31 else np.int64
+    order: NDArray[np.integer] = permutation.astype(dtype, copy=False)
+    order.setflags(write=False)
+    return order
 
 
-def sample_ids_of_step(
-    seed: int,
-    step: int,
-    num_samples: int,
-    global_batch_size: int,
-    *,
-    repeats: int = 1,
-    blocks: Blocks | None = None,
-) -> NDArray[np.int64]:
-    """The samples of a step's global batch over all ranks, `[global_batch_size]` int64; `blocks`
-    as `blocks_of` gives them for the run's data.
+class SampleOrder:
+    """The samples of every step's global batch, over all ranks.
 
-    With `repeats` an epoch is the first of its samples, each so many times in a row (the last may
+    With `ra_reps` an epoch is the first of its samples, each so many times in a row (the last may
     be cut off), and a batch is the next `global_batch_size` of that sequence, as in torchvision's
-    RASampler. Within the batch first occurrences come first, then second ones, and so on: repeats
-    lie on different ranks, and partners (positions 2k and 2k + 1) are different samples.
+    RASampler. Within the batch first occurrences come first, then second ones, and so on:
+    repetitions lie on different ranks, and pairs (positions 2k and 2k + 1) are different samples.
     """
-    epoch, start = epoch_and_position(step, num_samples, global_batch_size)
-    order = _epoch_order(seed, epoch, num_samples, blocks)
-    if repeats == 1:
-        return order[start : start + global_batch_size].astype(np.int64)
-    positions = start + np.arange(global_batch_size)
-    positions = positions[np.argsort(positions % repeats, kind="stable")]
-    return order[positions // repeats].astype(np.int64)
+
+    def __init__(
+        self,
+        num_samples: int,
+        global_batch_size: int,
+        *,
+        seed: int,
+        ra_reps: int = 1,
+        blocks: Blocks | None = None,
+    ) -> None:
+        """`blocks` as `blocks_of` gives them for the run's data. Raises UserError if the samples
+        are fewer than one global batch."""
+        self.steps_per_epoch = steps_per_epoch(num_samples, global_batch_size)
+        self.num_samples = num_samples
+        self.global_batch_size = global_batch_size
+        self.seed = seed
+        self.ra_reps = ra_reps
+        self._blocks = blocks
+        self._lock = threading.Lock()  # the saver's thread asks for digests
+        self._permutations: dict[int, Future[NDArray[np.integer]]] = {}
+
+    def sample_ids(self, step: int) -> NDArray[np.int64]:
+        """The samples of a step's global batch, `[global_batch_size]` int64."""
+        epoch, start = self._epoch_and_start(step)
+        permutation = self.prepare(epoch).result()
+        if self.ra_reps == 1:
+            return permutation[start : start + self.global_batch_size].astype(np.int64)
+        positions = start + np.arange(self.global_batch_size)
+        positions = positions[np.argsort(positions % self.ra_reps, kind="stable")]
+        return permutation[positions // self.ra_reps].astype(np.int64)
+
+    def slice(
+        self, step: int, bounds: tuple[int, int], *, with_paired: tuple[int, int] | None = None
+    ) -> BatchSlice:
+        """The samples at `bounds` of a step's global batch; `with_paired`: the bounds with those
+        that the samples at its ends are paired with."""
+        low, high = with_paired or bounds
+        epoch, start = self._epoch_and_start(step)
+        return BatchSlice(step, epoch, start, bounds, low, self.sample_ids(step)[low:high])
+
+    def prepare(self, epoch: int) -> Future[NDArray[np.integer]]:
+        """Begin to make an epoch's permutation, so that its first step need not wait for it."""
+        with self._lock:
+            future = self._permutations.get(epoch)
+            if future is None:
+                future = self._permutations[epoch] = self._begin(epoch)
+                if len(self._permutations) > _MOST_KEPT:
+                    farthest = max(self._permutations, key=lambda other: abs(other - epoch))
+                    del self._permutations[farthest]
+        return future
+
+    def _begin(self, epoch: int) -> Future[NDArray[np.integer]]:
+        """In a thread that ends after it: the allocator keeps what is freed there for the next."""
+        arguments = (self.seed, epoch, self.num_samples, self._blocks)
+        if self.num_samples < _FEWEST_PREPARED:
+            future: Future[NDArray[np.integer]] = Future()
+            future.set_result(epoch_permutation(*arguments))
+            return future
+        pool = ThreadPoolExecutor(1, thread_name_prefix="order")
+        future = pool.submit(epoch_permutation, *arguments)
+        pool.shutdown(wait=False)
+        return future
+
+    def _epoch_and_start(self, step: int) -> tuple[int, int]:
+        epoch, index = divmod(step, self.steps_per_epoch)
+        return epoch, index * self.global_batch_size
 
 
-def largest_spec(data: DataConfig, batch_split: BatchSplit) -> int:
-    """Most samples in one spec of any rank."""
-    return batch_split.largest_micro_batch + (2 if data.is_mixing else 0)
-
-
-def train_spec(
-    data: DataConfig,
-    index: SampleTable,
-    *,
-    batch_split: BatchSplit,
-    seed: int,
-    rank: int,
-    step: int,
-    micro_batch: int,
-) -> BatchSpec:
-    """What `rank` computes in micro-batch `micro_batch` of a training step, with the samples that
-    are only mixed in (`BatchSpec.own`)."""
-    batch_size = batch_split.global_batch_size
-    epoch, start = epoch_and_position(step, len(index), batch_size)
-    bounds = batch_split.micro_batch_slice(rank, micro_batch)
-    low, high = mixing.span(*bounds, batch_size) if data.is_mixing else bounds
-    sample_ids = sample_ids_of_step(
-        seed,
-        step,
-        len(index),
-        batch_size,
-        repeats=data.repeats,
-        blocks=blocks_of(data, index),
-    )[low:high]
-    sizes = np.stack([index.heights[sample_ids], index.widths[sample_ids]], axis=1)
-    where = {"seed": seed, "epoch": epoch}
-    drawn = crop.draw(data, sizes, start=start + low, **where)
-    size, n = crop.train_size(data, epoch), high - low
-    mix = None
-    if data.is_mixing:
-        numbers = {"batch": start // batch_size, "global_batch_size": batch_size}
-        mix = mixing.draw(data, bounds=bounds, size=size, **where, **numbers)
-    return BatchSpec(
-        step=step,
-        sample_ids=sample_ids,
-        labels=np.asarray(index.labels[sample_ids]),
-        crops=np.zeros((n, 2), dtype=np.int32),
-        resized=np.full((n, 2), size, dtype=np.int32),
-        size=size,
-        crop_boxes=drawn.crop_boxes,
-        crop_offsets=drawn.crop_offsets,
-        flips=drawn.flips,
-        operations=auto_augment.draw(data, n, start=start + low, size=size, **where),
-        erased=crop.sample_erased_boxes(data, n, start=start + low, size=size, **where),
-        mix=mix,
-    )
-
-
-def digest_of_step(
-    data: DataConfig, index: SampleTable, *, global_batch_size: int, seed: int, step: int
-) -> str:
-    """SHA-256 over the samples of a step's global batch and what is done to each (hexadecimal).
-
-    The same for any number of ranks. Two processes with the same digest train on the same pixels.
-    """
-    whole = BatchSplit(global_batch_size, 1, 1)
-    spec = train_spec(data, index, batch_split=whole, seed=seed, rank=0, step=step, micro_batch=0)
+def digest_of_spec(spec: BatchSpec) -> str:
+    """SHA-256 over the samples of a spec and what is done to each (hexadecimal)."""
     digest = hashlib.sha256(f"{spec.step} {spec.size}".encode())
     for array in (
         spec.sample_ids,
@@ -166,14 +148,14 @@ def digest_of_step(
 
 
 def _optional_parts(spec: BatchSpec) -> Iterator[tuple[str, NDArray[np.generic]]]:
-    """What only some settings put into a spec: without it a digest is that of older versions."""
+    """What only some settings put into a spec. The names are part of the digest: they stay."""
     if spec.operations is not None:
         yield "codes", spec.operations.codes
         yield "magnitudes", spec.operations.magnitudes
     if spec.erased is not None:
         yield "erased", spec.erased
     if spec.mix is not None:
-        yield "shares", spec.mix.shares
+        yield "shares", spec.mix.lams
         yield "boxes", spec.mix.boxes
         yield "is_cut", spec.mix.is_cut
 
@@ -183,24 +165,8 @@ def num_eval_batches(num_samples: int, batch_size: int) -> int:
     return -(-num_samples // batch_size)
 
 
-def sample_ids_of_eval_batch(num_samples: int, batch_size: int, batch: int) -> NDArray[np.int64]:
-    """The samples of an evaluation batch, `[n]` int64, in index order."""
-    return np.arange(batch * batch_size, min((batch + 1) * batch_size, num_samples))
-
-
-def eval_spec(data: DataConfig, index: SampleTable, *, batch_size: int, batch: int) -> BatchSpec:
-    """Evaluation batch number `batch`: the samples [batch * batch_size, ...) in index order."""
-    sample_ids = sample_ids_of_eval_batch(len(index), batch_size, batch)
-    sizes = np.stack([index.heights[sample_ids], index.widths[sample_ids]], axis=1)
-    resized, crops = crop.centre_crops(sizes, data.eval_resize_size, data.eval_size)
-    return BatchSpec(
-        step=batch,
-        sample_ids=sample_ids,
-        labels=np.asarray(index.labels[sample_ids]),
-        crop_boxes=crop.whole_images(sizes),
-        resized=resized,
-        crops=crops,
-        crop_offsets=None,
-        flips=np.zeros(len(sample_ids), dtype=np.bool_),
-        size=data.eval_size,
-    )
+def eval_slice(num_samples: int, batch_size: int, batch: int) -> BatchSlice:
+    """Evaluation batch number `batch`: samples [batch * batch_size, ...) in index order."""
+    start = batch * batch_size
+    sample_ids = np.arange(start, min(start + batch_size, num_samples))
+    return BatchSlice(batch, 0, start, (0, len(sample_ids)), 0, sample_ids)

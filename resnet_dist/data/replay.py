@@ -1,8 +1,8 @@
 """Which samples a run uses, counted: its order replayed for any ranks, with any restarts.
 
 Owns the proof that an epoch uses no sample twice and leaves out fewer than one global batch. Asks
-the same functions as the loaders (`sample_ids_of_step`, `BatchSplit.micro_batch_slice`), and
-decodes nothing."""
+the same functions as the loaders (`SampleOrder.slice`, `BatchSplit.micro_batch_slice`), and decodes
+nothing."""
 
 from __future__ import annotations
 
@@ -12,14 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_dist.data.blocked_order import Blocks
 from resnet_dist.data.micro_batches import BatchSplit
-from resnet_dist.data.order import (
-    num_eval_batches,
-    sample_ids_of_eval_batch,
-    sample_ids_of_step,
-    steps_per_epoch,
-)
+from resnet_dist.data.order import SampleOrder, eval_slice, num_eval_batches
 
 
 @dataclass(frozen=True)
@@ -48,33 +42,21 @@ class Counts:
     """Of any one sample."""
 
 
-def replay_epoch(
-    num_samples: int,
-    epoch: int,
-    *,
-    seed: int,
-    starts: Sequence[Start],
-    repeats: int = 1,
-    blocks: Blocks | None = None,
-) -> Counts:
-    """Count what all ranks compute in all micro-batches of an epoch. `repeats`: `data.repeats`.
+def replay_epoch(order: SampleOrder, epoch: int, starts: Sequence[Start]) -> Counts:
+    """Count what all ranks compute in all micro-batches of an epoch.
 
-    `starts` is sorted by step, the first at 0; all have the same global batch size.
+    `starts` is sorted by step, the first at 0; all have the order's global batch size.
     """
-    batch_size = starts[0].batch_split.global_batch_size
     assert starts[0].step == 0
-    assert all(start.batch_split.global_batch_size == batch_size for start in starts)
-    steps = steps_per_epoch(num_samples, batch_size)
-    used = np.zeros(num_samples, dtype=np.int32)
+    assert all(start.batch_split.global_batch_size == order.global_batch_size for start in starts)
+    steps = order.steps_per_epoch
+    used = np.zeros(order.num_samples, dtype=np.int32)
     for step in range(epoch * steps, (epoch + 1) * steps):
         batch_split = next(start.batch_split for start in reversed(starts) if start.step <= step)
-        whole = sample_ids_of_step(
-            seed, step, num_samples, batch_size, repeats=repeats, blocks=blocks
-        )
         for micro_batch in range(batch_split.accumulation_steps):
             for rank in range(batch_split.world_size):
-                low, high = batch_split.micro_batch_slice(rank, micro_batch)
-                np.add.at(used, whole[low:high], 1)
+                bounds = batch_split.micro_batch_slice(rank, micro_batch)
+                np.add.at(used, order.slice(step, bounds).sample_ids, 1)
     return _count(used)
 
 
@@ -84,7 +66,7 @@ def replay_evaluation(num_samples: int, *, batch_size: int, world_size: int) -> 
     num_batches = num_eval_batches(num_samples, batch_size)
     for rank in range(world_size):
         for batch in range(rank, num_batches, world_size):
-            np.add.at(used, sample_ids_of_eval_batch(num_samples, batch_size, batch), 1)
+            np.add.at(used, eval_slice(num_samples, batch_size, batch).sample_ids, 1)
     return _count(used)
 
 

@@ -73,11 +73,6 @@ class BatchSource(Protocol[T_co]):
     """A loader of batches for evaluation."""
 
     @property
-    def name(self) -> str:
-        """Which loader it is."""
-        ...
-
-    @property
     def num_batches(self) -> int:
         """Batches over all ranks."""
         ...
@@ -235,7 +230,6 @@ class _BeatingLoader(Generic[T]):
     """Beats at each batch, and when there are no more: the ranks' numbers of batches differ."""
 
     def __init__(self, loader: BatchSource[T], watchdog: Watchdog) -> None:
-        self.name = loader.name
         self.num_batches = loader.num_batches
         self._loader = loader
         self._watchdog = watchdog

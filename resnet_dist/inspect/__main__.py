@@ -25,7 +25,8 @@ from resnet_dist.config import Config
 from resnet_dist.config.load import load_config
 from resnet_dist.data.augment.device_stage import to_uint8
 from resnet_dist.data.datasets import Datasets, open_datasets
-from resnet_dist.data.loaders.build import Index, blocks_of, build_train_loader, open_index
+from resnet_dist.data.index.index import Index, open_index
+from resnet_dist.data.loaders.build import build_train_loader
 from resnet_dist.data.micro_batches import BatchSplit, choose_batch_split
 from resnet_dist.data.order import steps_per_epoch
 from resnet_dist.data.replay import Counts, Start, replay_epoch, replay_evaluation
@@ -124,10 +125,9 @@ def _write_grid(config: Config, datasets: Datasets, path: Path) -> None:
     batch_size = config.train.global_batch_size
     num_micro_batches = math.ceil(batch_size / _GRID_SIDE**2)
     loader = build_train_loader(
-        datasets.data,
-        datasets.train,
+        datasets,
+        config.dali,
         batch_split=BatchSplit(batch_size, 1, num_micro_batches),
-        seed=config.seed,
         rank=0,
         device=torch.device("cpu"),
         num_workers=0,
@@ -179,16 +179,14 @@ def prove(config: Config, datasets: Datasets, starts: list[Start], epochs: int) 
     ranks = ", ".join(f"{start.batch_split.world_size} from step {start.step}" for start in starts)
     print(f"order of seed {config.seed}, global batch {batch_size}, ranks: {ranks}")
     is_right = True
-    repeats, blocks = datasets.data.repeats, blocks_of(datasets.data, datasets.train)
+    ra_reps = config.augment.ra_reps
     num_used = num_train - num_train % batch_size
     for epoch in range(epochs):
-        counts = replay_epoch(
-            num_train, epoch, seed=config.seed, starts=starts, repeats=repeats, blocks=blocks
-        )
-        never = num_train - math.ceil(num_used / repeats)
+        counts = replay_epoch(datasets.order, epoch, starts)
+        never = num_train - math.ceil(num_used / ra_reps)
         is_right &= counts.num_used == num_used
-        is_right &= counts.most == repeats and counts.never == never
-        why = "the tail, dropped" if repeats == 1 else f"data.repeats={repeats}"
+        is_right &= counts.most == ra_reps and counts.never == never
+        why = "the tail, dropped" if ra_reps == 1 else f"augment.ra_reps={ra_reps}"
         print(f"  training, epoch {epoch}: {_in_words(counts)} ({why})")
     for world_size in sorted({start.batch_split.world_size for start in starts}):
         counts = replay_evaluation(

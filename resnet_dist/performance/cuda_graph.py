@@ -248,7 +248,7 @@ def _spoil(batches: tuple[Batch, ...]) -> None:
 
 
 def _tensors(batch: Batch) -> list[Tensor]:
-    mixed = [] if batch.mixed is None else [batch.mixed.partners, batch.mixed.shares]
+    mixed = [] if batch.mixed is None else [batch.mixed.paired, batch.mixed.lam]
     return [batch.images, batch.labels, *mixed]
 
 

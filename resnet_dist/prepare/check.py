@@ -16,9 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torchvision.io import ImageReadMode, decode_image
 
-from resnet_dist.data.read.decode import read_frame_header, reason_of
+from resnet_dist.data.read.decode import decode_bytes, read_frame_header, reason_of
 
 _JPEG_START = b"\xff\xd8"
 _PNG_START = b"\x89PNG\r\n\x1a\n"
@@ -105,15 +104,9 @@ def _decode(encoded: NDArray[np.uint8]) -> tuple[torch.Tensor, str]:
     """
     with _captured_stderr() as said:
         try:
-            with warnings.catch_warnings():  # torchvision 0.29 announces that decoding will move
-                warnings.simplefilter("ignore", DeprecationWarning)
-                image: torch.Tensor = decode_image(
-                    torch.from_numpy(encoded), mode=ImageReadMode.RGB
-                )
+            image = decode_bytes(encoded)
         except RuntimeError as error:
             raise BadImageError(f"truncated or damaged ({reason_of(error)})") from None
-    if image.dtype == torch.uint16:  # PNG with 16 bits a channel
-        image = (image.to(torch.int32) >> 8).to(torch.uint8)
     return image, said[0] if said else ""
 
 

@@ -10,8 +10,8 @@ from resnet_dist.config import Config
 from resnet_dist.config.help.listing import describe
 from resnet_dist.config.load import Resolved
 from resnet_dist.data.datasets import Datasets
-from resnet_dist.data.loaders.build import Index
-from resnet_dist.data.loaders.memory_loader import decoded_bytes
+from resnet_dist.data.index.index import Index
+from resnet_dist.data.loaders.memory_backend import decoded_bytes
 from resnet_dist.metrics.jsonl import read_records
 from resnet_dist.preview import derived_lines, difference_notes
 from resnet_dist.report.__main__ import epoch_table, final_lines, write_curves

@@ -16,7 +16,8 @@ import select
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
@@ -47,6 +48,24 @@ def context() -> ForkServerContext:
     """Where helpers are started from."""
     start_server()
     return multiprocessing.get_context("forkserver")
+
+
+def process_pool(
+    num_processes: int, set_up: Callable[[], object] | None = None
+) -> ProcessPoolExecutor:
+    """A pool of helpers, each of which calls `set_up` (of a module's top level) first."""
+    return ProcessPoolExecutor(
+        num_processes,
+        mp_context=context(),
+        initializer=_start,
+        initargs=(os.getpid(), set_up),
+    )
+
+
+def _start(trainer_pid: int, set_up: Callable[[], object] | None) -> None:
+    isolate(trainer_pid)
+    if set_up is not None:
+        set_up()
 
 
 @contextmanager

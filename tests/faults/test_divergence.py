@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from resnet_dist.data.loaders.build import sample_ids_of_step
+from resnet_dist.data.order import SampleOrder
 from resnet_dist.errors import GuardError
 from tests.launch import assert_same_run, newest_checkpoint, records, train
 
@@ -53,7 +53,7 @@ def test_a_cause_that_comes_again_stops_the_run_with_a_diagnosis(
     assert ended.codes == [GuardError.exit_code] * 3
     errors = [line for line in ended.output.splitlines() if line.startswith("error: ")]
     assert "from step 5 on" in errors[0]
-    ids = sample_ids_of_step(0, 4, 108, 26)[26 * 2 // 3 :]
+    ids = SampleOrder(108, 26, seed=0).sample_ids(4)[26 * 2 // 3 :]
     assert "rank 2" in errors[1]
     assert f"samples {', '.join(map(str, ids.tolist()))}" in errors[1]
     assert not any("rank 0 (" in line or "rank 1 (" in line for line in errors)

@@ -17,7 +17,8 @@ from typing import Any
 
 from resnet_dist import build, train
 from resnet_dist.data.batch import Batch
-from resnet_dist.data.loaders.build import TrainLoader, build_train_loader
+from resnet_dist.data.loaders.build import build_train_loader
+from resnet_dist.data.loaders.loader import TrainLoader
 
 VARIABLE = "RESNET_DIST_TEST_TRACE"
 
@@ -27,7 +28,6 @@ class TracedLoader:
 
     def __init__(self, loader: TrainLoader) -> None:
         self._loader = loader
-        self.name, self.steps_per_epoch = loader.name, loader.steps_per_epoch
         rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         # A rendezvous gives rank 0's address with a new port: one name for one start of all ranks.
         start = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"

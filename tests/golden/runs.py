@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from resnet_dist.config.load import load_config
-from resnet_dist.data.loaders.build import digest_of_step, open_index
+from resnet_dist.data.datasets import open_datasets
+from resnet_dist.data.specs import digest_of_step
 from tests.launch import records
 from tests.small_runs import overrides, run, write_pictures
 
@@ -73,17 +74,9 @@ def measure(
 def digests(config: str, root: Path, settings: Sequence[str]) -> dict[str, str]:
     """Of three global batches: which samples, and what is done to each."""
     resolved = load_config([config], overrides(root, settings)).config
-    index = open_index(resolved.data, "train", build=True, show_progress=False)
-    return {
-        f"step {step}": digest_of_step(
-            resolved.data,
-            index,
-            global_batch_size=resolved.train.global_batch_size,
-            seed=resolved.seed,
-            step=step,
-        )
-        for step in DIGESTS_OF
-    }
+    datasets = open_datasets(resolved, build=True, show_progress=False)
+    specs, order = datasets.train_specs, datasets.order
+    return {f"step {step}": digest_of_step(specs, order, step) for step in DIGESTS_OF}
 
 
 def read(name: str) -> Golden:

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from resnet_dist.config import DataConfig
-from resnet_dist.data.loaders import build
-from resnet_dist.data.loaders.build import TrainLoader, open_index
+from resnet_dist.data.loaders.loader import TrainLoader
 from resnet_dist.data.micro_batches import BatchSplit
+from tests.loading import change, open_split, train_loader
 
 pytestmark = [
     pytest.mark.gpu,
@@ -23,10 +22,9 @@ GPU = torch.device("cuda")
 
 
 def _loader(root: Path, cache: Path, name: str) -> TrainLoader:
-    data = DataConfig(
+    config = change(
         root=str(root),
         cache_dir=str(cache),
-        loader=name,  # type: ignore[arg-type]
         crop="pad_reflect",
         train_size=32,
         mixup_alpha=0.5,
@@ -34,10 +32,9 @@ def _loader(root: Path, cache: Path, name: str) -> TrainLoader:
         erase_probability=0.5,
         image_dtype="bfloat16",
     )
-    index = open_index(data, "train", build=True, show_progress=False)
-    return build.build_train_loader(
-        data, index, batch_split=BatchSplit(13, 1, 1), seed=7, rank=0, device=GPU, num_workers=2
-    )
+    config = change(config, loader=name)
+    split = BatchSplit(13, 1, 1)
+    return train_loader(config, open_split(config), split, device=GPU, num_workers=2)
 
 
 def test_batches_are_those_of_the_torch_loader(

@@ -9,15 +9,15 @@ import pytest
 from tests.launch import assert_same_run, losses, newest_checkpoint, records, train
 
 EVERYTHING = [
-    "data.mixup_alpha=0.4",
-    "data.cutmix_alpha=1.0",
-    "data.erase_probability=0.5",
-    "data.auto_augment=ra",
-    "data.color_jitter=[0.3,0.3,0.3,0.1]",
-    "data.repeats=2",
-    "data.progressive_start_size=16",
-    "data.progressive_epochs=[0,2]",
-    "data.progressive_multiple=4",
+    "augment.mixup_alpha=0.4",
+    "augment.cutmix_alpha=1.0",
+    "augment.erase_probability=0.5",
+    "augment.auto_augment=ra",
+    "augment.color_jitter=[0.3,0.3,0.3,0.1]",
+    "augment.ra_reps=2",
+    "augment.progressive_start_size=16",
+    "augment.progressive_epochs=[0,2]",
+    "augment.progressive_multiple=4",
     "train.max_micro_batch_size=14",
     "train.accumulation_steps=2",
     "loss.label_smoothing=0.1",
@@ -63,7 +63,7 @@ def test_killed_and_resumed_is_the_run_bit_for_bit(
     """On two ranks; which is the run on one rank, too."""
     settings = [*EVERYTHING, f"loss.name={loss}"]
     if loss == "binary_cross_entropy":
-        settings += ["loss.bce_target_threshold=0.2", "data.mix_mode=batch", "data.loader=dali"]
+        settings += ["loss.bce_target_threshold=0.2", "augment.mix_mode=batch", "data.loader=dali"]
     for name in ("whole", "killed"):
         kill = {"RESNET_DIST_FAILPOINT": "step.after_optimizer@7"} if name == "killed" else {}
         ended = train(

@@ -8,10 +8,10 @@ from pathlib import Path
 from tests.launch import assert_same_run, losses, train
 
 SETTINGS = [
-    "data.crop=pad_reflect",
+    "augment.crop=pad_reflect",
     "data.eval_resize_size=24",
-    "data.mixup_alpha=0.4",
-    "data.erase_probability=0.5",
+    "augment.mixup_alpha=0.4",
+    "augment.erase_probability=0.5",
     "train.accumulation_steps=2",
     "performance.num_threads=1",
     "train.epochs=2",

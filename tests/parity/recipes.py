@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +13,11 @@ from torch import Tensor
 
 from resnet_dist.config import Config
 from resnet_dist.config.load import load_config
-from resnet_dist.data.loaders.build import Index, build_train_loader, open_index, train_spec
+from resnet_dist.data.index.index import Index
 from resnet_dist.data.micro_batches import BatchSplit
 from resnet_dist.models.build import build_model
 from tests.launch import newest_checkpoint
+from tests.loading import change, open_split, train_batches, train_spec
 from tests.small_runs import overrides, run, write_pictures
 
 NUM_CLASSES = 4
@@ -97,42 +98,26 @@ def train_ours(recipe: str, folder: Path) -> Case:
 
 
 def _raw_batches(config: Config) -> Iterator[RawBatch]:
-    index = open_index(config.data, "train", build=True, show_progress=False)
-    unmixed = replace(config, data=replace(config.data, mixup_alpha=0.0, cutmix_alpha=0.0))
+    index = open_split(config)
+    unmixed = change(config, mixup_alpha=0.0, cutmix_alpha=0.0)
     steps = enumerate(zip(_images(unmixed, index), _images(config, index), strict=True))
     for step, ((images, labels), (mixed_images, _)) in steps:
         yield RawBatch(images, labels, _mixing(config, index, step), mixed_images)
 
 
 def _images(config: Config, index: Index) -> Iterator[tuple[Tensor, Tensor]]:
-    loader = build_train_loader(
-        config.data,
-        index,
-        batch_split=BatchSplit(config.train.global_batch_size, 1, 1),
-        seed=config.seed,
-        rank=0,
-        device=torch.device("cpu"),
-        num_workers=0,
-    )
-    for batch in loader.batches(0, NUM_STEPS):
+    split = BatchSplit(config.train.global_batch_size, 1, 1)
+    for batch in train_batches(config, index, split, (0, NUM_STEPS), seed=config.seed):
         yield batch.images.clone(), batch.labels.clone()
 
 
 def _mixing(config: Config, index: Index, step: int) -> Mixing | None:
-    batch_split = BatchSplit(config.train.global_batch_size, 1, 1)
-    spec = train_spec(
-        config.data,
-        index,
-        batch_split=batch_split,
-        seed=config.seed,
-        rank=0,
-        step=step,
-        micro_batch=0,
-    )
-    if spec.mix is None:
+    split = BatchSplit(config.train.global_batch_size, 1, 1)
+    mix = train_spec(config, index, split, step=step, seed=config.seed).mix
+    if mix is None:
         return None
     first = slice(0, None, 2)
-    return Mixing(spec.mix.shares[first], spec.mix.boxes[first], spec.mix.is_cut[first])
+    return Mixing(mix.lams[first], mix.boxes[first], mix.is_cut[first])
 
 
 def difference(case: Case, theirs: State, *, average: bool = False) -> float:

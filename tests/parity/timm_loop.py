@@ -130,7 +130,7 @@ def _loss(config: Config) -> nn.Module:
     loss = config.loss
     if loss.name == "binary_cross_entropy":
         return BinaryCrossEntropy(loss.label_smoothing, loss.bce_target_threshold)
-    if config.data.mixup_alpha > 0:
+    if config.augment.mixup_alpha > 0:
         return SoftTargetCrossEntropy()
     if loss.label_smoothing:
         return LabelSmoothingCrossEntropy(loss.label_smoothing)

@@ -33,8 +33,8 @@ def targets(mixed: MixedLabels | None, smoothing: float) -> torch.Tensor:
 
     if mixed is None:
         return spread(LABELS)
-    share = mixed.shares[:, None]
-    return spread(LABELS) * share + spread(mixed.partners) * (1 - share)
+    lam = mixed.lam[:, None]
+    return spread(LABELS) * lam + spread(mixed.paired) * (1 - lam)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -75,7 +75,7 @@ def test_binary_cross_entropy_is_timms(
 
 
 def test_one_share_of_one_is_the_plain_loss(logits: torch.Tensor) -> None:
-    whole = MixedLabels(MIXED.partners, torch.ones(6))
+    whole = MixedLabels(MIXED.paired, torch.ones(6))
     for name in ("cross_entropy", "binary_cross_entropy"):
         settings = LossConfig(name=name)  # type: ignore[arg-type]
         torch.testing.assert_close(
@@ -88,8 +88,8 @@ def test_accuracy_counts_the_label_with_the_larger_share() -> None:
     assert main_labels(batch) is LABELS
     batch = Batch(0, torch.zeros(6, 3, 2, 2), LABELS, np.arange(6), MIXED)
     assert main_labels(batch).tolist() == [1, 0, 2, 3, 4, 0]
-    sure = one_hot(LABELS) * MIXED.shares[:, None] + one_hot(MIXED.partners, 5) * (
-        1 - MIXED.shares[:, None]
+    sure = one_hot(LABELS) * MIXED.lam[:, None] + one_hot(MIXED.paired, 5) * (
+        1 - MIXED.lam[:, None]
     )
-    has_winner = MIXED.shares != 0.5
+    has_winner = MIXED.lam != 0.5
     assert torch.equal(sure.argmax(1)[has_winner], main_labels(batch)[has_winner])

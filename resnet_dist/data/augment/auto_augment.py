@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet_dist import rng
-from resnet_dist.config import DataConfig
+from resnet_dist.config import AugmentConfig
 from resnet_dist.data.batch import Operations
 
 
@@ -51,7 +51,7 @@ _CHOICES = [*range(Code.IDENTITY, Code.EQUALIZE + 1)]  # of RandAugment and Triv
 _BINS = 31
 
 # AutoAugment's policy for ImageNet (Cubuk et al. 2018, table 9): operation, probability, strength
-# of 0 to 9; twice.
+# 0 to 9; twice.
 _POLICY = [
     ((Code.POSTERIZE, 0.4, 8), (Code.ROTATE, 0.6, 9)),
     ((Code.SOLARIZE, 0.6, 5), (Code.AUTO_CONTRAST, 0.6, 0)),
@@ -84,15 +84,15 @@ _Row = tuple[NDArray[np.int8], NDArray[np.float64]]
 _WORDS_EACH = 4  # of an operation: which, how strong, its sign, whether at all
 
 
-def draw(
-    data: DataConfig, num: int, *, seed: int, epoch: int, start: int, size: int
+def sample_operations(
+    augment: AugmentConfig, num: int, *, seed: int, epoch: int, start: int, size: int
 ) -> Operations | None:
     """The operations on the `size` x `size` images at [start, start + num) of an epoch's order;
     None if there are none by the settings."""
-    if not data.has_operations:
+    if not augment.has_operations:
         return None
     parts: list[_Row] = []
-    slots = data.ra_num_ops if data.auto_augment == "ra" else 2
+    slots = augment.ra_num_ops if augment.auto_augment == "ra" else 2
     words = rng.random_words(
         seed,
         rng.Stream.OPERATIONS,
@@ -103,15 +103,15 @@ def draw(
     )
     uniform = rng.to_uniform(words)
     strengths = uniform[:, : slots * _WORDS_EACH].reshape(num, slots, _WORDS_EACH)
-    match data.auto_augment:
+    match augment.auto_augment:
         case "ra":
-            parts.append(_rand_augment(strengths, data.ra_magnitude, size))
+            parts.append(_rand_augment(strengths, augment.ra_magnitude, size))
         case "ta_wide":
             parts.append(_trivial_augment_wide(strengths[:, :1]))
         case "imagenet":
             parts.append(_auto_augment(strengths, size))
-    if any(data.color_jitter):
-        parts.append(_color_jitter(uniform[:, slots * _WORDS_EACH :], data.color_jitter))
+    if any(augment.color_jitter):
+        parts.append(_color_jitter(uniform[:, slots * _WORDS_EACH :], augment.color_jitter))
     return Operations(
         codes=np.concatenate([codes for codes, _ in parts], axis=1),
         magnitudes=np.concatenate([magnitudes for _, magnitudes in parts], axis=1),
@@ -146,10 +146,10 @@ def trivial_augment_table() -> NDArray[np.float64]:
 
 
 def _stored(table: NDArray[np.float64]) -> NDArray[np.float64]:
-    """As torchvision holds its tables: float32; whole bits; thresholds as shares of 255.
+    """The values as torchvision holds them: float32; whole bits; thresholds as fractions of 255.
 
     torch.linspace differs from this in the last bit, not alike on all processors: where torchvision
-    may shift by int(15.999999) pixels, this crop_offsets by 16.
+    may move by int(15.999999) pixels, this moves by 16.
     """
     table[Code.POSTERIZE] = np.rint(table[Code.POSTERIZE])
     table = table.astype(np.float32).astype(np.float64)

@@ -1,8 +1,9 @@
-"""Augmentation parameters: where each image is cut, whether it is mirrored, what is erased.
+"""Crop and flip: which part of each image is taken, and whether it is mirrored.
 
-Owns torchvision's definitions of RandomResizedCrop, Resize, CenterCrop, padded RandomCrop and
-RandomErasing as pure functions of (seed, epoch, position in the epoch's order), and the side of
-the training crop as a function of the epoch. Touches no pixel.
+Owns torchvision's definitions of RandomResizedCrop, Resize, CenterCrop and padded RandomCrop as
+pure functions of (seed, epoch, position in the epoch's order), the side of the training crop as a
+function of the epoch, and moving and mirroring decoded images (`apply_offsets_and_flips`). Boxes
+are cut and resized by the loaders, which do both at once.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from resnet_dist import rng
-from resnet_dist.config import DataConfig
+from resnet_dist.config import AugmentConfig
+from resnet_dist.data.read.buffers import to_device
 
 _ATTEMPTS = 10
 _ROW_WORD = 2 * _ATTEMPTS  # before it: area and ratio of each attempt
@@ -23,87 +26,46 @@ _WORDS = _ROW_WORD + 4  # a multiple of 4; the last is spare
 
 
 @dataclass(frozen=True)
-class Augmentation:
+class Crops:
     """The random choices for n samples."""
 
-    crop_boxes: NDArray[np.int32]
+    boxes: NDArray[np.int32]
     """`[n, 4]` top, left, height, width, pixels."""
-    crop_offsets: NDArray[np.int32] | None
+    offsets: NDArray[np.int32] | None
     """`[n, 2]` rows, columns in [-crop_padding, crop_padding] (pad_reflect only)."""
     flips: NDArray[np.bool_]
     """`[n]`"""
 
 
-def draw(
-    data: DataConfig, sizes: NDArray[np.int32], *, seed: int, epoch: int, start: int
-) -> Augmentation:
+def sample_crops(
+    augment: AugmentConfig, sizes: NDArray[np.int32], *, seed: int, epoch: int, start: int
+) -> Crops:
     """Choices for the samples at [start, start + n) of an epoch's order; `sizes` `[n, 2]` int32
     are the heights and widths of the images, pixels."""
     words = rng.random_words(
         seed, rng.Stream.CROP_FLIP, epoch, start=start, count=len(sizes), words=_WORDS
     )
     uniform = rng.to_uniform(words)
-    flips = uniform[:, _FLIP_WORD] < data.flip_probability
-    if data.crop == "random_resized":
-        crop_boxes = random_resized_crops(sizes, data.crop_scale, data.crop_ratio, uniform)
-        return Augmentation(crop_boxes, None, flips)
-    span = 2 * data.crop_padding + 1
-    crop_offsets = (uniform[:, _ROW_WORD : _COLUMN_WORD + 1] * span).astype(np.int32)
-    return Augmentation(whole_images(sizes), crop_offsets - np.int32(data.crop_padding), flips)
+    flips = uniform[:, _FLIP_WORD] < augment.flip_probability
+    if augment.crop == "random_resized":
+        boxes = random_resized_crops(sizes, augment.crop_scale, augment.crop_ratio, uniform)
+        return Crops(boxes, None, flips)
+    span = 2 * augment.crop_padding + 1
+    offsets = (uniform[:, _ROW_WORD : _COLUMN_WORD + 1] * span).astype(np.int32)
+    return Crops(whole_images(sizes), offsets - np.int32(augment.crop_padding), flips)
 
 
-def train_size(data: DataConfig, epoch: int) -> int:
-    """Side of the training crops of an epoch, pixels (ffcv-imagenet's `get_resolution`)."""
-    start, (first, last) = data.progressive_start_size, data.progressive_epochs
+def train_size(augment: AugmentConfig, full_size: int, epoch: int) -> int:
+    """Side of the training crops of an epoch, pixels, at most `full_size` (ffcv-imagenet's
+    `get_resolution`)."""
+    start, (first, last) = augment.progressive_start_size, augment.progressive_epochs
     if start is None or epoch >= last:
-        return data.train_size
+        return full_size
     if epoch <= first:
         return start
-    side = start + (data.train_size - start) * (epoch - first) / (last - first)
-    rounded = round(side / data.progressive_multiple) * data.progressive_multiple
-    return min(max(rounded, start), data.train_size)
-
-
-def sample_erased_boxes(
-    data: DataConfig, num: int, *, seed: int, epoch: int, start: int, size: int
-) -> NDArray[np.int32] | None:
-    """`[num, 4]` int32 rectangles (top, left, height, width) to erase in the images at
-    [start, start + num) of an epoch's order, zeros for none; None if erasing is off."""
-    if data.erase_probability == 0:
-        return None
-    words = rng.random_words(seed, rng.Stream.ERASE, epoch, start=start, count=num, words=_WORDS)
-    uniform = rng.to_uniform(words)
-    boxes = erased_boxes(size, data.erase_scale, data.erase_ratio, uniform)
-    boxes[uniform[:, _FLIP_WORD] >= data.erase_probability] = 0
-    return boxes
-
-
-def erased_boxes(
-    size: int,
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
-    uniform: NDArray[np.float64],
-) -> NDArray[np.int32]:
-    """`[n, 4]` int32 rectangles as torchvision's `RandomErasing.make_params` finds them in an image
-    of `size` x `size`: the first of ten attempts that is smaller than the image on both sides, else
-    none (Zhong et al. 2017, algorithm 1).
-
-    `uniform` is `[n, >= 22]` in [0, 1): area and ratio of each attempt, then row and column.
-    """
-    attempts = uniform[:, :_ROW_WORD].reshape(-1, _ATTEMPTS, 2)
-    areas = size * size * (scale[0] + (scale[1] - scale[0]) * attempts[..., 0])
-    log_low, log_high = np.log(ratio[0]), np.log(ratio[1])
-    ratios = np.exp(log_low + (log_high - log_low) * attempts[..., 1])
-    tried_h = np.rint(np.sqrt(areas * ratios)).astype(np.int64)
-    tried_w = np.rint(np.sqrt(areas / ratios)).astype(np.int64)
-    fits = (tried_h < size) & (tried_w < size)
-    rows = np.arange(len(uniform))
-    first = fits.argmax(axis=1)
-    h, w = tried_h[rows, first], tried_w[rows, first]
-    top = (uniform[:, _ROW_WORD] * (size - h + 1)).astype(np.int64)
-    left = (uniform[:, _COLUMN_WORD] * (size - w + 1)).astype(np.int64)
-    boxes = np.stack([top, left, h, w], axis=1)
-    return np.where(fits[rows, first][:, None], boxes, 0).astype(np.int32)
+    side = start + (full_size - start) * (epoch - first) / (last - first)
+    rounded = round(side / augment.progressive_multiple) * augment.progressive_multiple
+    return min(max(rounded, start), full_size)
 
 
 def random_resized_crops(
@@ -112,7 +74,7 @@ def random_resized_crops(
     ratio: tuple[float, float],
     uniform: NDArray[np.float64],
 ) -> NDArray[np.int32]:
-    """`[n, 4]` int32 crop_boxes (top, left, height, width) as torchvision's
+    """`[n, 4]` int32 boxes (top, left, height, width) as torchvision's
     `RandomResizedCrop.get_params` finds them: the first of ten attempts that fits, else a centre
     crop of the nearest ratio (Szegedy et al. 2015, section 6).
 
@@ -154,7 +116,7 @@ def _nearest_ratio(
 
 
 def whole_images(sizes: NDArray[np.int32]) -> NDArray[np.int32]:
-    """`[n, 4]` int32 crop_boxes that take everything."""
+    """`[n, 4]` int32 boxes that take everything."""
     return np.concatenate([np.zeros_like(sizes), sizes], axis=1).astype(np.int32)
 
 
@@ -175,3 +137,35 @@ def centre_crops(
     )
     anchors = np.rint((resized - crop_size) / 2.0)
     return resized.astype(np.int32), anchors.astype(np.int32)
+
+
+def apply_offsets_and_flips(
+    images: torch.Tensor,
+    offsets: NDArray[np.int32],
+    flips: NDArray[np.bool_],
+    *,
+    is_flipped: bool,
+) -> torch.Tensor:
+    """torchvision's RandomCrop(size, padding, padding_mode="reflect"), then the flip.
+
+    `images` `[n, S, S, 3]` uint8; `offsets` `[n, 2]` rows and columns in [-padding, padding];
+    `is_flipped`: the images are mirrored already. Reads through reflected coordinates, so no padded
+    copy is made.
+    """
+    n, size = images.shape[:2]
+    device = images.device
+    places = torch.arange(size, device=device)
+    mirrored = to_device(flips, device)[:, None]
+    moved = to_device(offsets, device).long()
+    rows = _reflect(places + moved[:, :1], size)
+    columns = torch.where(mirrored, size - 1 - places, places) + moved[:, 1:]
+    columns = _reflect(columns, size)
+    if is_flipped:  # the source is a mirror image already: read it from the other side
+        columns = torch.where(mirrored, size - 1 - columns, columns)
+    samples = torch.arange(n, device=device)[:, None, None]
+    return images[samples, rows[:, :, None], columns[:, None, :]]
+
+
+def _reflect(positions: torch.Tensor, size: int) -> torch.Tensor:
+    positions = positions.abs()
+    return torch.where(positions >= size, 2 * (size - 1) - positions, positions)

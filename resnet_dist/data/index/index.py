@@ -7,14 +7,11 @@ a folder of class folders is made by reading it; that of a packed split lies bes
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +23,7 @@ from resnet_dist.config import DataConfig
 from resnet_dist.data.index import packed, scan
 from resnet_dist.data.index.places import cache_root, split_folder
 from resnet_dist.errors import UserError
+from resnet_dist.system.files import locked
 
 _VERSION = 1
 _MAX_FILES_CHECKED = 100_000
@@ -139,7 +137,8 @@ def _open_folder(data: DataConfig, folder: Path, *, build: bool, show_progress: 
     try:
         index = _load(cache, folder, check_files=build)
         if index is None and build:
-            with _locked(cache):
+            cache.mkdir(parents=True, exist_ok=True)
+            with locked(cache / "lock"):
                 index = _load(cache, folder, check_files=True)  # another process may have built it
                 if index is None:
                     _build(cache, folder, show_progress=show_progress)
@@ -279,12 +278,3 @@ def _digest_if_small(folder: Path) -> str | None:
         if num_files > _MAX_FILES_CHECKED:
             return None
     return scan.digest_of_files(folder, listings)
-
-
-@contextmanager
-def _locked(cache: Path) -> Iterator[None]:
-    """Hold the cache folder's lock; POSIX locks also work between the nodes of an NFS share."""
-    cache.mkdir(parents=True, exist_ok=True)
-    with (cache / "lock").open("w") as file:
-        fcntl.lockf(file, fcntl.LOCK_EX)
-        yield

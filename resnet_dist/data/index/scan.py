@@ -160,15 +160,7 @@ def scan_folder(folder: Path, *, show_progress: bool) -> ScannedFolder:
         leave=False,
         disable=None if show_progress else True,  # None: shown on a terminal only
     )
-    with (
-        bar,
-        ProcessPoolExecutor(
-            num_processes,
-            mp_context=workers.context(),
-            initializer=_start_reader,
-            initargs=(os.getpid(),),
-        ) as pool,
-    ):
+    with bar, workers.process_pool(num_processes, _set_up_reader) as pool:
         for chunk in _read_chunks(pool, folder, classes, num_processes):
             directories.update(chunk.directories)
             sizes.append(chunk.sizes)
@@ -231,8 +223,7 @@ def _read_chunks(
         yield waiting.popleft().result()
 
 
-def _start_reader(parent_pid: int) -> None:
-    workers.isolate(parent_pid)
+def _set_up_reader() -> None:
     warnings.simplefilter("ignore")  # Pillow's about odd but readable headers
     Image.MAX_IMAGE_PIXELS = None  # the user's own data: nothing is decoded here
 

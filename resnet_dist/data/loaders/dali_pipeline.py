@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from resnet_dist.config import DataConfig
-from resnet_dist.data.batch import BatchSpec
+from resnet_dist.config import DaliConfig, DataConfig
+from resnet_dist.data.batch import BatchSpec, Done
 from resnet_dist.errors import UserError
 
 try:
@@ -37,11 +37,11 @@ class Feed:
     spec: BatchSpec
     encoded: list[NDArray[np.uint8]]
     starts: NDArray[np.int32]
-    """`[n, 2]` top, left of the window to decode, pixels."""
+    """`[n, 2]` top, left of the box to decode, pixels."""
     shapes: NDArray[np.int32]
     """`[n, 2]` its height, width."""
     roi_starts: NDArray[np.float32]
-    """`[n, 2]` the part of the window that becomes the result, pixels with fractions."""
+    """`[n, 2]` the part of the box that becomes the result, pixels with fractions."""
     roi_ends: NDArray[np.float32]
     sizes: NDArray[np.float32]
     """`[n, 2]` height, width of the result."""
@@ -77,6 +77,7 @@ class Graph:
     """What the operators of a pipeline are."""
 
     data: DataConfig
+    dali: DaliConfig
     device: torch.device
     num_threads: int
     batch_size: int
@@ -84,8 +85,8 @@ class Graph:
     max_height: int
     """Of the images, pixels."""
     max_width: int
-    normalises: bool
-    """float32, normalised; else uint8."""
+    goes_to: Done
+    """How much the operators do: FLIPPED, uint8, or NORMALISED, float32."""
 
     def build(self, source: Callable[[], tuple[Any, ...]], *, prefetch: int) -> Any:
         """A pipeline that yields `[n, size, size, 3]`, mirrored as the specs say."""
@@ -95,7 +96,7 @@ class Graph:
             num_threads=self.num_threads,
             device_id=(self.device.index or 0) if is_gpu else None,
             prefetch_queue_depth=prefetch,
-            set_affinity=is_gpu and self.data.set_affinity,
+            set_affinity=is_gpu and self.dali.set_affinity,
         )
         with pipeline:
             encoded, starts, shapes, roi_starts, roi_ends, sizes = dali.fn.external_source(
@@ -124,7 +125,7 @@ class Graph:
                 antialias=True,
                 interp_type=dali.types.INTERP_LINEAR if is_linear else dali.types.INTERP_CUBIC,
             )
-            if self.normalises:
+            if self.goes_to is Done.NORMALISED:
                 images = dali.fn.crop_mirror_normalize(
                     images,
                     mean=[255 * value for value in self.data.mean],
@@ -138,8 +139,8 @@ class Graph:
     def _gpu_decoder(self) -> dict[str, Any]:
         return {
             "device": "mixed",
-            "hw_decoder_load": self.data.hw_decoder_load,
-            "preallocate_height_hint": min(self.max_height, self.data.max_preallocated_side),
-            "preallocate_width_hint": min(self.max_width, self.data.max_preallocated_side),
+            "hw_decoder_load": self.dali.hw_decoder_load,
+            "preallocate_height_hint": min(self.max_height, self.dali.max_preallocated_side),
+            "preallocate_width_hint": min(self.max_width, self.dali.max_preallocated_side),
             "jpeg_fancy_upsampling": True,  # as libjpeg, so that all loaders see the same pixels
         }

@@ -1,8 +1,8 @@
 """Several specs as one, and the batches that come of it.
 
-What is done to an image depends on nothing but its own row of the spec (and its partner's), so
-several specs can be finished on a device as one: a GPU then has a tenth of the copies and launches,
-and every batch is the same to the bit.
+What is done to an image depends on nothing but its own row of the spec (and the row that it is
+paired with), so several specs can be finished on a device as one: a GPU then has a tenth of the
+copies and launches, and every batch is the same to the bit.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def part(batch: Batch, specs: Sequence[BatchSpec]) -> Iterator[Batch]:
             images=batch.images[rows],
             labels=batch.labels[rows],
             sample_ids=spec.sample_ids[spec.own],
-            mixed=MixedLabels(mixed.partners[rows], mixed.shares[rows]) if mixed else None,
+            mixed=MixedLabels(mixed.paired[rows], mixed.lam[rows]) if mixed else None,
         )
 
 
@@ -85,10 +85,10 @@ def _join_mixes(specs: Sequence[BatchSpec]) -> Mix | None:
     starts = np.cumsum([0, *map(len, specs)])
     return Mix(
         own=slice(0, int(starts[-1])),
-        partners=np.concatenate(
-            [mix.partners + start for mix, start in zip(mixes, starts[:-1], strict=True)]
+        paired=np.concatenate(
+            [mix.paired + start for mix, start in zip(mixes, starts[:-1], strict=True)]
         ),
-        shares=np.concatenate([mix.shares for mix in mixes]),
+        lams=np.concatenate([mix.lams for mix in mixes]),
         boxes=np.concatenate([mix.boxes for mix in mixes]),
         is_cut=np.concatenate([mix.is_cut for mix in mixes]),
     )

@@ -1,4 +1,4 @@
-"""The embedded data set: drawn shapes as real JPEG files in class folders.
+"""The embedded data set: rendered shapes as real JPEG files in class folders.
 
 Owns the files; the pictures are `resnet_dist.data.quickstart.render`'s. Promises that the folder is
 there whole or not at all, however many processes ask for it and wherever one is killed, and that
@@ -8,26 +8,24 @@ the package this is a folder like any other."""
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import secrets
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import as_completed
 from pathlib import Path
 
 from tqdm import tqdm
 
-from resnet_dist.data.quickstart.render import CLASSES, SPLIT_SIZES, VERSION, draw
+from resnet_dist.data.quickstart.render import CLASSES, SPLIT_SIZES, VERSION, render
 from resnet_dist.errors import UserError
+from resnet_dist.system import workers
+from resnet_dist.system.files import locked
 
-_MAX_WORKERS = 8
-_IMAGES_PER_WORKER = 500
-"""Fewer are drawn sooner than another interpreter starts."""
-_EXIT_OS_ERROR = 100
-"""A worker that meets an OSError exits with this plus its errno (below 156 on Linux)."""
+_MAX_PROCESSES = 8
+_IMAGES_PER_PROCESS = 500
+"""Fewer are rendered sooner than another process starts."""
+_IMAGES_PER_TASK = 50
 
 
 def write_image(root: Path, split: str, index: int) -> Path:
@@ -35,101 +33,57 @@ def write_image(root: Path, split: str, index: int) -> Path:
     number = index // len(CLASSES)
     path = root / split / CLASSES[index % len(CLASSES)] / f"{number:04d}.jpg"
     # 75 to 95, by the number within the class: so no class has a quality of its own.
-    draw(split, index).save(path, quality=75 + number * 8 % 21)
+    render(split, index).save(path, quality=75 + number * 8 % 21)
     return path
 
 
-def _write_share(root: Path, sizes: dict[str, int], worker: int, workers: int) -> Iterator[Path]:
-    """Write every `workers`-th image, beginning with number `worker`, as it is iterated."""
-    for split, count in sizes.items():
-        for index in range(worker, count, workers):
-            yield write_image(root, split, index)
+def _write_some(root: Path, split: str, indexes: range) -> int:
+    for index in indexes:
+        write_image(root, split, index)
+    return len(indexes)
 
 
-def _work(root: str, worker: str, workers: str, *counts: str) -> None:
-    """Body of a worker process: one byte on standard output for each image written."""
-    sizes = dict(zip(SPLIT_SIZES, map(int, counts), strict=True))
-    try:
-        for _ in _write_share(Path(root), sizes, int(worker), int(workers)):
-            os.write(sys.stdout.fileno(), b".")
-    except OSError as error:
-        sys.exit(_EXIT_OS_ERROR + (error.errno or 0))
-
-
-def _run_workers(root: Path, sizes: dict[str, int], workers: int) -> Iterator[int]:
-    """Write all images in `workers` new processes; yields how many were written just now.
-
-    Not a `multiprocessing` pool: its spawned children import the main module again, which here
-    means torch and takes longer than the drawing; and a forked child of a killed parent would wait
-    for ever, with our lock in its hands. These import only NumPy and Pillow, inherit no file but
-    the pipe, and end by themselves.
-    """
-    source_root = str(Path(__file__).parents[3])
-    path = os.pathsep.join(filter(None, (source_root, os.environ.get("PYTHONPATH"))))
-    code = "import sys; from resnet_dist.data.quickstart.dataset import _work; _work(*sys.argv[1:])"
-    counts = [str(sizes[split]) for split in SPLIT_SIZES]
-    read_end, write_end = os.pipe()
-    processes = []
-    try:
-        for worker in range(workers):
-            command = [sys.executable, "-P", "-c", code, str(root), str(worker), str(workers)]
-            processes.append(
-                subprocess.Popen(
-                    command + counts, stdout=write_end, env={**os.environ, "PYTHONPATH": path}
-                )
-            )
-        os.close(write_end)
-        write_end = -1
-        while written := os.read(read_end, 4096):
-            yield len(written)
-        for process in processes:
-            exit_code = process.wait()
-            if exit_code > _EXIT_OS_ERROR:
-                number = exit_code - _EXIT_OS_ERROR
-                raise OSError(number, os.strerror(number), str(root))
-            if exit_code != 0:
-                raise RuntimeError(
-                    f"a process that draws the embedded data set exited with {exit_code}"
-                )
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-        os.close(read_end)
-        if write_end >= 0:
-            os.close(write_end)
+def _write_in_processes(
+    root: Path, tasks: list[tuple[str, range]], num_processes: int
+) -> Iterator[int]:
+    """Do the tasks in other processes; yields how many images were written just now. Raises what a
+    process raises, once those at work have ended."""
+    with workers.process_pool(num_processes) as pool:
+        futures = [pool.submit(_write_some, root, split, indexes) for split, indexes in tasks]
+        try:
+            for done in as_completed(futures):
+                yield done.result()
+        finally:  # also on Ctrl-C and a full disk: nothing more is begun
+            pool.shutdown(cancel_futures=True)
 
 
 def write_all(
     root: Path,
     sizes: dict[str, int],
     *,
-    num_workers: int | None = None,
+    num_processes: int | None = None,
     show_progress: bool = False,
 ) -> None:
     """Write the first `sizes[split]` images of each split below `root`, on all cores."""
     for split in sizes:
         for name in CLASSES:
             (root / split / name).mkdir(parents=True, exist_ok=True)
+    tasks = [
+        (split, range(start, min(start + _IMAGES_PER_TASK, count)))
+        for split, count in sizes.items()
+        for start in range(0, count, _IMAGES_PER_TASK)
+    ]
     total = sum(sizes.values())
-    if num_workers is None:
-        num_workers = min(os.cpu_count() or 1, _MAX_WORKERS, total // _IMAGES_PER_WORKER)
+    if num_processes is None:
+        num_processes = min(os.cpu_count() or 1, _MAX_PROCESSES, total // _IMAGES_PER_PROCESS)
     disable = None if show_progress else True  # None: no bar where there is no terminal.
-    with tqdm(desc="drawing", total=total, unit="image", disable=disable) as bar:
-        if num_workers > 1:
-            for count in _run_workers(root, sizes, num_workers):
+    with tqdm(desc="rendering", total=total, unit="image", disable=disable) as bar:
+        if num_processes > 1:
+            for count in _write_in_processes(root, tasks, num_processes):
                 bar.update(count)
         else:
-            for _ in _write_share(root, sizes, 0, 1):
-                bar.update()
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a file; the kernel frees it when the holder dies."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+            for split, indexes in tasks:
+                bar.update(_write_some(root, split, indexes))
 
 
 def _make(target: Path, show_progress: bool) -> None:
@@ -137,7 +91,7 @@ def _make(target: Path, show_progress: bool) -> None:
     pattern = f".{target.name}.unfinished-"
     for left_by_a_kill in target.parent.glob(f"{pattern}*"):
         shutil.rmtree(left_by_a_kill)
-    # A name of its own: workers that outlive a killed parent cannot write into a later attempt.
+    # A name of its own: what outlives a killed parent cannot write into a later attempt.
     unfinished = target.parent / f"{pattern}{secrets.token_hex(4)}"
     try:
         write_all(unfinished, SPLIT_SIZES, show_progress=show_progress)
@@ -165,7 +119,7 @@ def ensure_shapes(cache_dir: Path, *, show_progress: bool = False) -> Path:
         return target
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
-        with _lock(cache_dir / f".{target.name}.lock"):
+        with locked(cache_dir / f".{target.name}.lock"):
             if not target.is_dir():
                 _make(target, show_progress)
     except OSError as error:

@@ -1,6 +1,6 @@
-"""The pictures of the embedded data set: one drawn shape on a busy ground, in ten classes.
+"""The pictures of the embedded data set: one shape on a busy ground, in ten classes.
 
-Pure: `draw(split, index)` depends on nothing but its arguments and VERSION, and is the same byte
+Pure: `render(split, index)` depends on nothing but its arguments and VERSION, and is the same byte
 for byte with one version of Pillow. The label survives horizontal flips and moderate random resized
 crops. Position, size, rotation, colours, contrast, ground, noise, image size and aspect ratio vary,
 so that pixels as such say little about the class. Files are the business of
@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw
 from resnet_dist.rng import Stream, random_words, to_uniform
 
 VERSION = 1
-"""Part of the folder's name and of every draw: raise it with any change to a pixel."""
+"""Part of the folder's name and of every random number: raise it with any change to a pixel."""
 SPLIT_SIZES = {"train": 4000, "val": 1000}
 
 Point = tuple[float, float]
@@ -30,12 +30,12 @@ _SHORT_SIDES = (56, 96)
 _MAX_ASPECT = 1.3
 _MAX_SIDE = 128
 _SUPERSAMPLING = 2
-_NUM_DRAWS = 128
+_NUM_UNIFORMS = 128
 _NOISE_WORDS = _MAX_SIDE * _MAX_SIDE // 8
 _UNIT_CIRCLE = [(math.cos(math.pi * i / 24), math.sin(math.pi * i / 24)) for i in range(48)]
 
 
-class _Draws:
+class _Random:
     """The random numbers of one image, handed out one after the other."""
 
     def __init__(self, split: str, index: int) -> None:
@@ -45,10 +45,10 @@ class _Draws:
             list(SPLIT_SIZES).index(split),
             start=index,
             count=1,
-            words=_NUM_DRAWS + _NOISE_WORDS,
+            words=_NUM_UNIFORMS + _NOISE_WORDS,
         )[0]
-        self._uniforms = iter(to_uniform(row[:_NUM_DRAWS]).tolist())
-        self._noise = row[_NUM_DRAWS:].astype("<u8").view(np.uint8)
+        self._uniforms = iter(to_uniform(row[:_NUM_UNIFORMS]).tolist())
+        self._noise = row[_NUM_UNIFORMS:].astype("<u8").view(np.uint8)
 
     def uniform(self, low: float, high: float) -> float:
         return low + (high - low) * float(next(self._uniforms))
@@ -87,8 +87,8 @@ def _box(left: float, top: float, right: float, bottom: float) -> list[Point]:
     return [(left, top), (right, top), (right, bottom), (left, bottom)]
 
 
-def _checkerboard(draws: _Draws) -> list[_Part]:
-    cells = draws.integer(4, 6)
+def _checkerboard(random: _Random) -> list[_Part]:
+    cells = random.integer(4, 6)
     side = 1.7 / cells
     starts = [-0.85 + side * i for i in range(cells)]
     return [
@@ -99,23 +99,23 @@ def _checkerboard(draws: _Draws) -> list[_Part]:
     ]
 
 
-def _circle(draws: _Draws) -> list[_Part]:
-    return [_Part(_disc(draws.uniform(0.8, 0.95)))]
+def _circle(random: _Random) -> list[_Part]:
+    return [_Part(_disc(random.uniform(0.8, 0.95)))]
 
 
-def _crescent(draws: _Draws) -> list[_Part]:
-    offset = draws.uniform(0.42, 0.6)
+def _crescent(random: _Random) -> list[_Part]:
+    offset = random.uniform(0.42, 0.6)
     return [_Part(_disc(1.0)), _Part(_disc(0.85, center=(offset, 0.0)), is_solid=False)]
 
 
-def _cross(draws: _Draws) -> list[_Part]:
-    arm = draws.uniform(0.22, 0.32)
+def _cross(random: _Random) -> list[_Part]:
+    arm = random.uniform(0.22, 0.32)
     return [_Part(_box(-1.0, -arm, 1.0, arm)), _Part(_box(-arm, -1.0, arm, 1.0))]
 
 
-def _heart(draws: _Draws) -> list[_Part]:
+def _heart(random: _Random) -> list[_Part]:
     """The well-known curve x = 16 sin^3 t, y = 13 cos t - 5 cos 2t - 2 cos 3t - cos 4t."""
-    width = draws.uniform(0.9, 1.05)
+    width = random.uniform(0.9, 1.05)
     points = []
     for i in range(64):
         t = 2 * math.pi * i / 64
@@ -124,22 +124,22 @@ def _heart(draws: _Draws) -> list[_Part]:
     return [_Part(points)]
 
 
-def _ring(draws: _Draws) -> list[_Part]:
-    hole = draws.uniform(0.5, 0.68)
+def _ring(random: _Random) -> list[_Part]:
+    hole = random.uniform(0.5, 0.68)
     return [_Part(_disc(0.95)), _Part(_disc(hole), is_solid=False)]
 
 
-def _square(draws: _Draws) -> list[_Part]:
-    half = draws.uniform(0.7, 0.8)
+def _square(random: _Random) -> list[_Part]:
+    half = random.uniform(0.7, 0.8)
     return [_Part(_box(-half, -half, half, half))]
 
 
-def _star(draws: _Draws) -> list[_Part]:
-    return [_Part(_corners([1.05, draws.uniform(0.4, 0.48)] * 5))]
+def _star(random: _Random) -> list[_Part]:
+    return [_Part(_corners([1.05, random.uniform(0.4, 0.48)] * 5))]
 
 
-def _stripes(draws: _Draws) -> list[_Part]:
-    bands = draws.integer(4, 6)
+def _stripes(random: _Random) -> list[_Part]:
+    bands = random.integer(4, 6)
     period = 2.0 / (bands - 0.5)
     parts = []
     for i in range(bands):
@@ -150,11 +150,11 @@ def _stripes(draws: _Draws) -> list[_Part]:
     return parts
 
 
-def _triangle(draws: _Draws) -> list[_Part]:
-    return [_Part(_corners([draws.uniform(0.95, 1.1) for _ in range(3)]))]
+def _triangle(random: _Random) -> list[_Part]:
+    return [_Part(_corners([random.uniform(0.95, 1.1) for _ in range(3)]))]
 
 
-_OUTLINES: dict[str, Callable[[_Draws], list[_Part]]] = {
+_OUTLINES: dict[str, Callable[[_Random], list[_Part]]] = {
     "checkerboard": _checkerboard,
     "circle": _circle,
     "crescent": _crescent,
@@ -170,21 +170,23 @@ CLASSES = tuple(_OUTLINES)
 """Class names in the order of their labels (sorted, as for any folder)."""
 
 
-def _color(draws: _Draws, luma: float, *, chroma: float) -> Color:
+def _color(random: _Random, luma: float, *, chroma: float) -> Color:
     """A random hue of the given brightness: contrast must survive the conversion to gray."""
-    red, green, blue = (draws.uniform(-chroma, chroma) for _ in range(3))
+    red, green, blue = (random.uniform(-chroma, chroma) for _ in range(3))
     shift = luma - (0.299 * red + 0.587 * green + 0.114 * blue)
     red, green, blue = (min(max(c + shift, 0.0), 1.0) for c in (red, green, blue))
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def _texture(draws: _Draws, size: tuple[int, int], luma: float, *, amplitude: float) -> Image.Image:
+def _texture(
+    random: _Random, size: tuple[int, int], luma: float, *, amplitude: float
+) -> Image.Image:
     """A smooth patchwork: a few random brightnesses of one colour, enlarged bicubically."""
-    base = _color(draws, luma, chroma=0.45)
-    columns, rows = draws.integer(2, 4), draws.integer(2, 4)
+    base = _color(random, luma, chroma=0.45)
+    columns, rows = random.integer(2, 4), random.integer(2, 4)
     coarse = bytearray()
     for _ in range(columns * rows):
-        shade = round(255 * draws.uniform(-amplitude, amplitude))
+        shade = round(255 * random.uniform(-amplitude, amplitude))
         coarse.extend(min(max(channel + shade, 0), 255) for channel in base)
     patches = Image.frombytes("RGB", (columns, rows), bytes(coarse))
     return patches.resize(size, Image.Resampling.BICUBIC)
@@ -207,55 +209,55 @@ def _place(points: list[Point], center: Point, radius: float, angle: float) -> l
     return [(center[0] + cos * x - sin * y, center[1] + sin * x + cos * y) for x, y in points]
 
 
-def _stamp_distractor(draws: _Draws, canvas: Image.Image, outline: list[Point]) -> None:
-    center = draws.uniform(0, canvas.width), draws.uniform(0, canvas.height)
-    radius, angle = min(canvas.size) * draws.uniform(0.02, 0.06), draws.uniform(0, math.pi)
-    color = _color(draws, draws.uniform(0.1, 0.9), chroma=0.45)
+def _stamp_distractor(random: _Random, canvas: Image.Image, outline: list[Point]) -> None:
+    center = random.uniform(0, canvas.width), random.uniform(0, canvas.height)
+    radius, angle = min(canvas.size) * random.uniform(0.02, 0.06), random.uniform(0, math.pi)
+    color = _color(random, random.uniform(0.1, 0.9), chroma=0.45)
     _stamp(canvas, [_Part(_place(outline, center, radius, angle))], color)
 
 
-def _stamp_line(draws: _Draws, canvas: Image.Image) -> None:
-    half_length = draws.uniform(3.0, 9.0)
-    _stamp_distractor(draws, canvas, _box(-half_length, -0.2, half_length, 0.2))
+def _stamp_line(random: _Random, canvas: Image.Image) -> None:
+    half_length = random.uniform(3.0, 9.0)
+    _stamp_distractor(random, canvas, _box(-half_length, -0.2, half_length, 0.2))
 
 
-def _stamp_shape(draws: _Draws, canvas: Image.Image, parts: list[_Part], luma: float) -> None:
+def _stamp_shape(random: _Random, canvas: Image.Image, parts: list[_Part], luma: float) -> None:
     """The shape itself: wholly inside the centre square, which is what evaluation looks at."""
     short = min(canvas.size)
-    radius = short * draws.uniform(0.3, 0.43)
+    radius = short * random.uniform(0.3, 0.43)
     reach = short / 2 - radius
     center = (
-        canvas.width / 2 + draws.uniform(-reach, reach),
-        canvas.height / 2 + draws.uniform(-reach, reach),
+        canvas.width / 2 + random.uniform(-reach, reach),
+        canvas.height / 2 + random.uniform(-reach, reach),
     )
-    angle = draws.uniform(0, 2 * math.pi)
+    angle = random.uniform(0, 2 * math.pi)
     placed = [part._replace(points=_place(part.points, center, radius, angle)) for part in parts]
-    surface = _texture(draws, canvas.size, luma, amplitude=draws.uniform(0.0, 0.08))
+    surface = _texture(random, canvas.size, luma, amplitude=random.uniform(0.0, 0.08))
     _stamp(canvas, placed, surface)
 
 
-def draw(split: str, index: int) -> Image.Image:
+def render(split: str, index: int) -> Image.Image:
     """Image `index` of a split, RGB or (one in twelve) L; its class is `index % len(CLASSES)`."""
-    draws = _Draws(split, index)
-    short = draws.integer(*_SHORT_SIDES)
-    long = round(short * draws.uniform(1.0, _MAX_ASPECT))
-    width, height = (long, short) if draws.chance(0.5) else (short, long)
-    is_gray = draws.chance(1 / 12)
+    random = _Random(split, index)
+    short = random.integer(*_SHORT_SIDES)
+    long = round(short * random.uniform(1.0, _MAX_ASPECT))
+    width, height = (long, short) if random.chance(0.5) else (short, long)
+    is_gray = random.chance(1 / 12)
 
     # The shape is brighter than its ground as often as darker: mean brightness tells nothing.
-    contrast = draws.uniform(0.32, 0.6)
-    low = draws.uniform(0.06, 0.94 - contrast)
-    ground, shape = (low, low + contrast) if draws.chance(0.5) else (low + contrast, low)
-    canvas = _texture(draws, (width, height), ground, amplitude=draws.uniform(0.0, 0.14))
-    for _ in range(draws.integer(0, 2)):
-        _stamp_line(draws, canvas)
-    for _ in range(draws.integer(0, 2)):
-        _stamp_distractor(draws, canvas, _disc(1.0))
-    _stamp_shape(draws, canvas, _OUTLINES[CLASSES[index % len(CLASSES)]](draws), shape)
-    if draws.chance(0.3):
-        _stamp_line(draws, canvas)
+    contrast = random.uniform(0.32, 0.6)
+    low = random.uniform(0.06, 0.94 - contrast)
+    ground, shape = (low, low + contrast) if random.chance(0.5) else (low + contrast, low)
+    canvas = _texture(random, (width, height), ground, amplitude=random.uniform(0.0, 0.14))
+    for _ in range(random.integer(0, 2)):
+        _stamp_line(random, canvas)
+    for _ in range(random.integer(0, 2)):
+        _stamp_distractor(random, canvas, _disc(1.0))
+    _stamp_shape(random, canvas, _OUTLINES[CLASSES[index % len(CLASSES)]](random), shape)
+    if random.chance(0.3):
+        _stamp_line(random, canvas)
 
-    noise = draws.noise(height, width)[:, :, None] * np.float32(255 * draws.uniform(0.0, 0.2))
+    noise = random.noise(height, width)[:, :, None] * np.float32(255 * random.uniform(0.0, 0.2))
     pixels = np.clip(np.asarray(canvas) + noise, 0, 255).astype(np.uint8)
     image = Image.fromarray(pixels)
     return image.convert("L") if is_gray else image

@@ -1,7 +1,7 @@
 """Encoded bytes to pixels, as the published pipelines see them.
 
 Owns what counts as a readable image: three channels always, EXIF rotation ignored, cut-off files
-refused; and the sentence that names a file that is not. Does not crop or resize.
+refused; and the error message that names a file that is not. Does not crop or resize.
 """
 
 from __future__ import annotations
@@ -24,6 +24,21 @@ _PNG_BIT_DEPTH_AT = 24
 _CMYK_CHANNELS = 4
 
 
+def decode_bytes(encoded: NDArray[np.uint8]) -> torch.Tensor:
+    """`[3, height, width]` uint8 from `[length]` uint8: the only place where a decoder is called.
+
+    torchvision 0.29 announces that its decoder will move to torchcodec. That one (0.17) gives the
+    same pixels in the same time, but turns images by their EXIF orientation and cannot be told not
+    to; the published pipelines ignore it. Raises RuntimeError for damaged or cut-off images.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        image: torch.Tensor = decode_image(torch.from_numpy(encoded), mode=ImageReadMode.RGB)
+    if image.dtype == torch.uint16:  # PNG with 16 bits per channel
+        return (image.to(torch.int32) >> 8).to(torch.uint8)
+    return image
+
+
 def decode_rgb(encoded: NDArray[np.uint8], index: Index, sample_id: int) -> torch.Tensor:
     """`[3, height, width]` uint8 from `[length]` uint8.
 
@@ -31,16 +46,12 @@ def decode_rgb(encoded: NDArray[np.uint8], index: Index, sample_id: int) -> torc
     the index says.
     """
     try:
-        with warnings.catch_warnings():  # torchvision 0.29 announces that decoding will move
-            warnings.simplefilter("ignore", DeprecationWarning)
-            image: torch.Tensor = decode_image(torch.from_numpy(encoded), mode=ImageReadMode.RGB)
+        image = decode_bytes(encoded)
     except RuntimeError as error:
         raise UserError(
             f"data.root ({index.path(sample_id)}): truncated or damaged image "
             f"({reason_of(error)}); {index.remedy}"
         ) from None
-    if image.dtype == torch.uint16:  # PNG with 16 bits a channel
-        image = (image.to(torch.int32) >> 8).to(torch.uint8)
     height, width = index.heights[sample_id], index.widths[sample_id]
     if image.shape[1:] != (height, width):
         raise UserError(

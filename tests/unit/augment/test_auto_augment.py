@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +11,15 @@ import torch
 from torch.nn import functional
 from torchvision.transforms import InterpolationMode, v2
 
-from resnet_dist.config import DataConfig
+from resnet_dist.config import AugmentConfig, Config
 from resnet_dist.data.augment import auto_augment, pixel_ops
 from resnet_dist.data.augment.auto_augment import Code
-from resnet_dist.data.batch import Operations
-from resnet_dist.data.loaders import build
-from resnet_dist.data.loaders.build import Batch, open_index
+from resnet_dist.data.batch import Batch, Operations
 from resnet_dist.data.micro_batches import BatchSplit
 from resnet_dist.data.read.decode import decode_rgb
 from resnet_dist.data.read.store import FolderStore
+from tests.loading import both_splits, change, open_split, train_batches
 
-CPU = torch.device("cpu")
 NAMES = {
     Code.IDENTITY: "Identity",
     Code.SHEAR_X: "ShearX",
@@ -45,29 +42,29 @@ LOADERS_BOUND = 0.6  # of the two loaders, whose pixels differ by 0.16 before th
 
 
 @pytest.fixture(scope="module", params=["generated", "photographs"])
-def data(
+def config(
     request: pytest.FixtureRequest,
     image_root: Path,
     real_images: Path,
     tmp_path_factory: pytest.TempPathFactory,
-) -> DataConfig:
+) -> Config:
     """Small generated images, and photographs."""
-    cache = tmp_path_factory.mktemp("operations")
+    folder = tmp_path_factory.mktemp("operations")
+    small = change(cache_dir=str(folder / "cache"))
     if request.param == "generated":
-        return DataConfig(root=str(image_root), cache_dir=str(cache), train_size=32)
-    (cache / "train").symlink_to(real_images)
-    return DataConfig(root=str(cache), cache_dir=str(cache / "cache"), train_size=224)
+        return change(small, root=str(image_root), train_size=32)
+    return change(small, root=str(both_splits(folder, real_images)), train_size=224)
 
 
 @pytest.fixture(scope="module")
-def images(data: DataConfig) -> torch.Tensor:
+def images(config: Config) -> torch.Tensor:
     """`[13, S, S, 3]` uint8 of the data, and one of a single colour."""
-    index = open_index(data, "train", build=True, show_progress=False)
+    index = open_split(config)
     ids = np.linspace(0, len(index) - 1, 12).astype(np.int64)
     rows = []
     for sample_id, encoded in zip(ids.tolist(), FolderStore(index).read(ids), strict=True):
         image = decode_rgb(encoded, index, sample_id)[None]
-        rows.append(functional.interpolate(image, [data.train_size] * 2, mode="bilinear"))
+        rows.append(functional.interpolate(image, [config.data.train_size] * 2, mode="bilinear"))
     flat = torch.full_like(rows[0], 77)
     return torch.cat([*rows, flat]).permute(0, 2, 3, 1).contiguous()
 
@@ -78,7 +75,7 @@ def same_for_all(images: torch.Tensor, code: int, magnitude: float) -> Operation
 
 
 def magnitudes_of(code: int) -> list[float]:
-    """Gentle and strong ones of what is drawn."""
+    """Gentle and strong ones of what is sampled."""
     wide = auto_augment.trivial_augment_table()[code]
     if code in (Code.BRIGHTNESS, Code.COLOR, Code.CONTRAST, Code.SHARPNESS):
         return [1 - wide[30], 1 - wide[7], 1.0, 1 + wide[30]]
@@ -185,11 +182,11 @@ def test_the_policy_is_torchvisions() -> None:
     assert ours == theirs
 
 
-def draw(num: int = 6000, start: int = 0, **changes: Any) -> Operations:
-    data = replace(DataConfig(), **changes)
-    drawn = auto_augment.draw(data, num, seed=3, epoch=1, start=start, size=224)
-    assert drawn is not None
-    return drawn
+def sample(num: int = 6000, start: int = 0, **changes: Any) -> Operations:
+    augment = AugmentConfig(**changes)
+    sampled = auto_augment.sample_operations(augment, num, seed=3, epoch=1, start=start, size=224)
+    assert sampled is not None
+    return sampled
 
 
 @pytest.mark.parametrize(
@@ -200,68 +197,64 @@ def draw(num: int = 6000, start: int = 0, **changes: Any) -> Operations:
         {"auto_augment": "imagenet"},
     ],
 )
-def test_draws_depend_on_the_position_alone(changes: dict[str, Any]) -> None:
-    whole, part = draw(60, **changes), draw(20, start=33, **changes)
+def test_samples_depend_on_the_position_alone(changes: dict[str, Any]) -> None:
+    whole, part = sample(60, **changes), sample(20, start=33, **changes)
     np.testing.assert_array_equal(part.codes, whole.codes[33:53])
     np.testing.assert_array_equal(part.magnitudes, whole.magnitudes[33:53])
-    assert auto_augment.draw(DataConfig(), 5, seed=0, epoch=0, start=0, size=224) is None
+    assert (
+        auto_augment.sample_operations(AugmentConfig(), 5, seed=0, epoch=0, start=0, size=224)
+        is None
+    )
 
 
 def test_choices_are_even() -> None:
-    for drawn, slots in ((draw(auto_augment="ra"), 2), (draw(auto_augment="ta_wide"), 1)):
-        assert drawn.codes.shape == (6000, slots)
-        counts = np.bincount(drawn.codes.flatten(), minlength=len(Code)) / drawn.codes.size
+    for sampled, slots in ((sample(auto_augment="ra"), 2), (sample(auto_augment="ta_wide"), 1)):
+        assert sampled.codes.shape == (6000, slots)
+        counts = np.bincount(sampled.codes.flatten(), minlength=len(Code)) / sampled.codes.size
         np.testing.assert_allclose(counts[:14], 1 / 14, atol=0.01)
         assert counts[14:].sum() == 0
-    shears = drawn.magnitudes[drawn.codes == Code.SHEAR_X]
+    shears = sampled.magnitudes[sampled.codes == Code.SHEAR_X]
     assert abs((shears < 0).mean() - 0.5 * 30 / 31) < 0.1
     assert len(np.unique(np.abs(shears))) == 31
-    ra = draw(auto_augment="ra", ra_magnitude=9)
+    ra = sample(auto_augment="ra", ra_magnitude=9)
     np.testing.assert_allclose(
         np.unique(ra.magnitudes[ra.codes == Code.CONTRAST]), [0.73, 1.27], atol=1e-6
     )
-    policy = draw(auto_augment="imagenet")
+    policy = sample(auto_augment="imagenet")
     expected = 1 - np.mean([[p for _, p, _ in pair] for pair in auto_augment._POLICY])
     np.testing.assert_allclose(np.mean(policy.codes == Code.IDENTITY), expected, atol=0.02)
 
 
 def test_color_jitter_is_torchvisions() -> None:
-    drawn = draw(color_jitter=(0.4, 0.0, 1.5, 0.1))
+    sampled = sample(color_jitter=(0.4, 0.0, 1.5, 0.1))
     for code, low, high in ((Code.BRIGHTNESS, 0.6, 1.4), (Code.COLOR, 0.0, 2.5), (15, -0.1, 0.1)):
-        values = drawn.magnitudes[drawn.codes == code]
+        values = sampled.magnitudes[sampled.codes == code]
         assert len(values) == 6000
         np.testing.assert_allclose([values.min(), values.max()], [low, high], atol=0.01)
         np.testing.assert_allclose(values.mean(), (low + high) / 2, atol=0.03)
-    assert (np.sort(drawn.codes, axis=1) == [0, Code.BRIGHTNESS, Code.COLOR, Code.HUE]).all()
-    orders, counts = np.unique(drawn.codes, axis=0, return_counts=True)
+    assert (np.sort(sampled.codes, axis=1) == [0, Code.BRIGHTNESS, Code.COLOR, Code.HUE]).all()
+    orders, counts = np.unique(sampled.codes, axis=0, return_counts=True)
     assert len(orders) == 24
     assert counts.min() > 180
 
 
-def one_step(data: DataConfig, loader: Any, *, workers: int = 0) -> Batch:
-    data = replace(data, loader=loader)
-    index = open_index(data, "train", build=True, show_progress=False)
-    batch_split = BatchSplit(min(len(index), 24), 1, 1)
-    built = build.build_train_loader(
-        data, index, batch_split=batch_split, seed=3, rank=0, device=CPU, num_workers=workers
-    )
-    (batch,) = built.batches(0, 1)
+def one_step(config: Config, loader: Any, *, num_workers: int = 0) -> Batch:
+    config = change(config, loader=loader)
+    index = open_split(config)
+    split = BatchSplit(min(len(index), 24), 1, 1)
+    (batch,) = train_batches(config, index, split, (0, 1), num_workers=num_workers, seed=3)
     return batch
 
 
 @pytest.mark.parametrize("crop", ["random_resized", "pad_reflect"])
 @pytest.mark.parametrize("changes", [{"auto_augment": "ra"}, {"color_jitter": (0.4,) * 4}])
-def test_both_loaders_do_the_same(data: DataConfig, crop: Any, changes: dict[str, Any]) -> None:
+def test_both_loaders_do_the_same(config: Config, crop: Any, changes: dict[str, Any]) -> None:
     pytest.importorskip("nvidia.dali", reason="DALI is not installed")
-    data = replace(data, crop=crop, **changes)
-    dali, torch_, worker = (
-        one_step(data, "dali"),
-        one_step(data, "torch"),
-        one_step(data, "torch", workers=1),
-    )
-    assert torch.equal(torch_.images, worker.images)
-    scale = 255 * torch.tensor(data.std).view(3, 1, 1)
+    plain = change(config, crop=crop)
+    config = change(plain, **changes)
+    dali, torch_ = one_step(config, "dali"), one_step(config, "torch")
+    assert torch.equal(torch_.images, one_step(config, "torch", num_workers=1).images)
+    scale = 255 * torch.tensor(config.data.std).view(3, 1, 1)
     difference = ((dali.images - torch_.images) * scale).abs()
     assert difference.mean() <= LOADERS_BOUND, difference.mean()
-    plain = one_step(replace(data, auto_augment="none", color_jitter=(0.0,) * 4), "torch")
-    assert ((plain.images - torch_.images) * scale).abs().mean() > 5
+    assert ((one_step(plain, "torch").images - torch_.images) * scale).abs().mean() > 5

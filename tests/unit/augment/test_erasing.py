@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,18 +13,16 @@ import torch
 from numpy.typing import NDArray
 from torchvision.transforms import v2
 
-from resnet_dist.config import DataConfig
-from resnet_dist.data.augment import blending, crop
-from resnet_dist.data.loaders import build
-from resnet_dist.data.loaders.build import open_index, train_spec
+from resnet_dist.config import AugmentConfig, Config
+from resnet_dist.data.augment import erasing
 from resnet_dist.data.micro_batches import BatchSplit
+from tests.loading import change, open_split, train_batches, train_spec
 
-CPU = torch.device("cpu")
 SCALE, RATIO = (0.3, 1.0), (0.02, 50.0)
 
 
 class _GivenUniforms:
-    """torch as RandomErasing.make_params uses it, drawing from given float64 numbers."""
+    """torch as RandomErasing.make_params uses it, sampling from given float64 numbers."""
 
     def __init__(self, uniforms: NDArray[np.float64]) -> None:
         self.attempts = iter(uniforms[:20].tolist())
@@ -54,7 +51,7 @@ class _GivenUniforms:
 def test_rectangles_and_pixels_equal_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
     uniform = np.random.default_rng(0).random((400, 24))
     images = torch.randn(400, 3, 23, 23).contiguous(memory_format=torch.channels_last)
-    ours = crop.erased_boxes(23, SCALE, RATIO, uniform)
+    ours = erasing.erased_boxes(23, SCALE, RATIO, uniform)
     theirs = v2.RandomErasing(p=1.0, scale=SCALE, ratio=RATIO)
     theirs._log_ratio = torch.log(torch.tensor(RATIO, dtype=torch.float64))
     module = __import__(theirs.__module__, fromlist=["torch"])
@@ -70,23 +67,24 @@ def test_rectangles_and_pixels_equal_torchvision(monkeypatch: pytest.MonkeyPatch
     empty = (ours[:, 2] == 0).sum()
     assert 0 < empty < 200
     by_mask = images.clone()
-    blending.erase_(images, ours)
+    erasing.apply_erasing_(images, ours)
     assert torch.equal(images, torch.stack(expected))
-    blending.erase_by_mask_(by_mask, ours)  # what a GPU runs
+    erasing.apply_erasing_by_mask_(by_mask, ours)  # what a GPU runs
     assert torch.equal(by_mask, images)
 
 
 def test_probability_and_positions() -> None:
-    data = DataConfig(erase_probability=0.25)
-    whole = crop.sample_erased_boxes(data, 8000, seed=1, epoch=2, start=0, size=224)
+    augment = AugmentConfig(erase_probability=0.25)
+    whole = erasing.sample_erased_boxes(augment, 8000, seed=1, epoch=2, start=0, size=224)
     assert whole is not None
     assert abs((whole[:, 2] > 0).mean() - 0.25) < 0.015
-    part = crop.sample_erased_boxes(data, 30, seed=1, epoch=2, start=50, size=224)
+    part = erasing.sample_erased_boxes(augment, 30, seed=1, epoch=2, start=50, size=224)
     np.testing.assert_array_equal(part, whole[50:80])
-    shares = (whole[:, 2] * whole[:, 3] / 224**2)[whole[:, 2] > 0]
-    assert shares.min() > 0.019
-    assert shares.max() < 0.34
-    assert crop.sample_erased_boxes(DataConfig(), 5, seed=1, epoch=0, start=0, size=224) is None
+    areas = (whole[:, 2] * whole[:, 3] / 224**2)[whole[:, 2] > 0]
+    assert areas.min() > 0.019
+    assert areas.max() < 0.34
+    off = erasing.sample_erased_boxes(AugmentConfig(), 5, seed=1, epoch=0, start=0, size=224)
+    assert off is None
 
 
 @pytest.mark.parametrize("loader", ["torch", "dali"])
@@ -94,21 +92,17 @@ def test_loaders_erase_after_the_normalisation(
     image_root: Path, tmp_path_factory: pytest.TempPathFactory, loader: Any
 ) -> None:
     cache = str(tmp_path_factory.getbasetemp() / "cache")
-    plain = DataConfig(root=str(image_root), cache_dir=cache, train_size=32, loader=loader)
-    data = replace(plain, erase_probability=0.8)
-    index = open_index(data, "train", build=True, show_progress=False)
-    batch_split = BatchSplit(20, 1, 1)
+    plain = change(root=str(image_root), cache_dir=cache, train_size=32, loader=loader)
+    config = change(plain, erase_probability=0.8)
+    index, split = open_split(config), BatchSplit(20, 1, 1)
 
-    def first(chosen: DataConfig) -> torch.Tensor:
-        built = build.build_train_loader(
-            chosen, index, batch_split=batch_split, seed=3, rank=0, device=CPU, num_workers=0
-        )
-        return next(built.batches(0, 1)).images
+    def first(chosen: Config) -> torch.Tensor:
+        return next(train_batches(chosen, index, split, (0, 1))).images
 
     expected = first(plain).clone()
-    spec = train_spec(data, index, batch_split=batch_split, seed=3, rank=0, step=0, micro_batch=0)
+    spec = train_spec(config, index, split, step=0)
     assert spec.erased is not None
     assert 0 < (spec.erased[:, 2] > 0).sum() < 20
     for image, (top, left, height, width) in zip(expected, spec.erased.tolist(), strict=True):
         image[:, top : top + height, left : left + width] = 0
-    assert torch.equal(first(data), expected)
+    assert torch.equal(first(config), expected)

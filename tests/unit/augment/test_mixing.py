@@ -1,4 +1,4 @@
-"""Mixup and cutmix: shares, boxes, partners, pixels and labels, against torchvision's."""
+"""Mixup and cutmix: lam, boxes, pairs, pixels and labels, against torchvision's."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torchvision.transforms import v2
 
-from resnet_dist.config import DataConfig
-from resnet_dist.data.augment import blending, mixing
-from resnet_dist.data.batch import Mix
-from resnet_dist.data.loaders import build
-from resnet_dist.data.loaders.build import Batch, open_index
+from resnet_dist.config import AugmentConfig, Config
+from resnet_dist.data.augment import mixing
+from resnet_dist.data.batch import Batch, Mix
 from resnet_dist.data.micro_batches import BatchSplit
+from resnet_dist.data.order import SampleOrder
 from resnet_dist.data.read.buffers import HostBuffers
+from resnet_dist.data.specs import TrainSpecs, digest_of_step
+from tests.loading import CPU, change, open_split, train_batches, train_spec
 
-CPU = torch.device("cpu")
-BOTH = DataConfig(mixup_alpha=0.2, cutmix_alpha=1.0)
+BOTH = AugmentConfig(mixup_alpha=0.2, cutmix_alpha=1.0)
 
 
 @pytest.mark.parametrize(
@@ -50,33 +50,33 @@ def test_beta_quantiles_are_those_of_samples(alpha: float) -> None:
     probabilities = (np.arange(40_000) + 0.5) / 40_000
     ours = mixing.beta_quantile(probabilities, alpha)
     inner = (ours > 1e-9) & (ours < 1 - 1e-9)  # beyond, floats have no room between themselves
-    shares_below = np.searchsorted(samples, ours) / 40_000
-    assert np.abs(shares_below - probabilities)[inner].max() < 0.01
+    ranks = np.searchsorted(samples, ours) / 40_000
+    assert np.abs(ranks - probabilities)[inner].max() < 0.01
     assert np.abs(ours - samples).mean() < 0.005
 
 
 def test_boxes_equal_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
-    shares, centres = rng.random(300), rng.random((300, 2))
-    shares[:3] = [0.0, 1.0, 0.9999]
-    ours = mixing.cut_boxes(shares, centres, 37)
+    lams, centres = rng.random(300), rng.random((300, 2))
+    lams[:3] = [0.0, 1.0, 0.9999]
+    ours = mixing.cut_boxes(lams, centres, 37)
     theirs = v2.CutMix(alpha=1.0, num_classes=2)
     image = torch.zeros(2, 3, 37, 37)
-    for share, (row, column), box in zip(shares, centres.tolist(), ours.tolist(), strict=True):
-        drawn = iter([column, row])  # torchvision draws x first
+    for lam, (row, column), box in zip(lams, centres.tolist(), ours.tolist(), strict=True):
+        given = iter([column, row])  # torchvision samples x first
         monkeypatch.setattr(
-            torch, "randint", lambda high, drawn=drawn, **_: torch.tensor(int(next(drawn) * high))
+            torch, "randint", lambda high, given=given, **_: torch.tensor(int(next(given) * high))
         )
-        theirs._dist = SimpleNamespace(sample=lambda _, share=share: torch.tensor(share))
+        theirs._dist = SimpleNamespace(sample=lambda _, lam=lam: torch.tensor(lam))
         params = theirs.make_params([image])
         x1, y1, x2, y2 = params["box"]
         assert box == [y1, x1, y2 - y1, x2 - x1]
         assert params["lam_adjusted"] == 1 - box[2] * box[3] / 37**2
 
 
-def draw(data: DataConfig, bounds: tuple[int, int], *, total: int, batch: int = 3) -> Mix:
-    return mixing.draw(
-        data, seed=5, epoch=2, batch=batch, bounds=bounds, global_batch_size=total, size=24
+def sample(augment: AugmentConfig, bounds: tuple[int, int], *, total: int, batch: int = 3) -> Mix:
+    return mixing.sample_mix(
+        augment, seed=5, epoch=2, batch=batch, bounds=bounds, global_batch_size=total, size=24
     )
 
 
@@ -86,58 +86,58 @@ def test_the_split_does_not_change_who_is_mixed_how(draws: st.DataObject) -> Non
     total = draws.draw(st.integers(1, 23))
     world = draws.draw(st.integers(1, min(5, total)))
     batch_split = BatchSplit(total, world, draws.draw(st.integers(1, total // world)))
-    data = replace(
+    augment = replace(
         BOTH,
         mix_mode=draws.draw(st.sampled_from(["pair", "batch"])),
         mix_probability=draws.draw(st.sampled_from([0.5, 1.0])),
     )
-    whole = draw(data, (0, total), total=total)
+    whole = sample(augment, (0, total), total=total)
     positions = []
     for micro_batch in range(batch_split.accumulation_steps):
         for rank in range(world):
             low, high = batch_split.micro_batch_slice(rank, micro_batch)
-            part = draw(data, (low, high), total=total)
-            first, last = mixing.span(low, high, total)
+            part = sample(augment, (low, high), total=total)
+            first, last = mixing.paired_bounds(low, high, total)
             assert (part.own.start, part.own.stop) == (low - first, high - first)
-            assert last - first == len(part.partners) <= high - low + 2
-            for name in ("shares", "boxes", "is_cut"):
+            assert last - first == len(part.paired) <= high - low + 2
+            for name in ("lams", "boxes", "is_cut"):
                 np.testing.assert_array_equal(getattr(part, name), getattr(whole, name)[first:last])
-            np.testing.assert_array_equal(part.partners + first, whole.partners[first:last])
+            np.testing.assert_array_equal(part.paired + first, whole.paired[first:last])
             positions += range(low, high)
     assert sorted(positions) == list(range(total))
     expected = [min(i ^ 1, total - 1) for i in range(total)]
-    assert whole.partners.tolist() == expected
+    assert whole.paired.tolist() == expected
     if total % 2:
-        assert (whole.shares[-1], whole.is_cut[-1]) == (1.0, False)
+        assert (whole.lams[-1], whole.is_cut[-1]) == (1.0, False)
 
 
-def test_modes_probabilities_and_shares() -> None:
-    def drawn(**changes: Any) -> Mix:
-        return draw(replace(BOTH, **changes), (0, 4000), total=4000)
+def test_modes_probabilities_and_lam() -> None:
+    def sampled(**changes: Any) -> Mix:
+        return sample(replace(BOTH, **changes), (0, 4000), total=4000)
 
-    both = drawn()
+    both = sampled()
     assert 0.45 < both.is_cut.mean() < 0.55
-    assert np.array_equal(both.shares[::2], both.shares[1::2])
+    assert np.array_equal(both.lams[::2], both.lams[1::2])
     assert (both.boxes[~both.is_cut] == 0).all()
     cut = both.is_cut
     area = both.boxes[cut, 2] * both.boxes[cut, 3]
-    np.testing.assert_allclose(both.shares[cut], 1 - area / 24**2, atol=1e-7)
-    mixup = both.shares[~cut]
+    np.testing.assert_allclose(both.lams[cut], 1 - area / 24**2, atol=1e-7)
+    mixup = both.lams[~cut]
     assert (mixup * 2**16 == np.rint(mixup * 2**16)).all()
     assert abs(mixup.mean() - 0.5) < 0.03
     assert abs(mixup.std() - math.sqrt(1 / (4 * 1.4))) < 0.01  # of Beta(0.2, 0.2)
-    assert drawn(mix_switch_probability=1.0).is_cut.all()
-    assert not drawn(cutmix_alpha=0.0).is_cut.any()
-    assert drawn(mixup_alpha=0.0).is_cut.all()
-    sometimes = drawn(mix_probability=0.3, cutmix_alpha=0.0)
-    assert 0.65 < (sometimes.shares == 1).mean() < 0.75
-    one = drawn(mix_mode="batch", cutmix_alpha=0.0)
-    assert len(np.unique(one.shares)) == 1
-    other = draw(replace(BOTH, mix_mode="batch", cutmix_alpha=0.0), (0, 8), total=4000, batch=4)
-    assert other.shares[0] != one.shares[0]
+    assert sampled(mix_switch_probability=1.0).is_cut.all()
+    assert not sampled(cutmix_alpha=0.0).is_cut.any()
+    assert sampled(mixup_alpha=0.0).is_cut.all()
+    sometimes = sampled(mix_probability=0.3, cutmix_alpha=0.0)
+    assert 0.65 < (sometimes.lams == 1).mean() < 0.75
+    one = sampled(mix_mode="batch", cutmix_alpha=0.0)
+    assert len(np.unique(one.lams)) == 1
+    other = sample(replace(BOTH, mix_mode="batch", cutmix_alpha=0.0), (0, 8), total=4000, batch=4)
+    assert other.lams[0] != one.lams[0]
 
 
-def reference(images: torch.Tensor, labels: torch.Tensor, recipe: Mix) -> list[torch.Tensor]:
+def reference(images: torch.Tensor, labels: torch.Tensor, mix: Mix) -> list[torch.Tensor]:
     """torchvision's MixUp and CutMix on each pair, and the labels as `[n, 7]` floats."""
     outputs: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
     for first in range(0, len(images), 2):
@@ -145,16 +145,16 @@ def reference(images: torch.Tensor, labels: torch.Tensor, recipe: Mix) -> list[t
         if len(pair) == 1:
             results = [pair, torch.nn.functional.one_hot(own, 7).float()]
         else:
-            top, left, height, width = recipe.boxes[first].tolist()
-            share = float(recipe.shares[first])
-            chosen = v2.CutMix if recipe.is_cut[first] else v2.MixUp
+            top, left, height, width = mix.boxes[first].tolist()
+            lam = float(mix.lams[first])
+            chosen = v2.CutMix if mix.is_cut[first] else v2.MixUp
             transform = chosen(num_classes=7)
             params = {
                 "labels": own,
                 "batch_size": 2,
-                "lam": share,
+                "lam": lam,
                 "box": (left, top, left + width, top + height),
-                "lam_adjusted": share,
+                "lam_adjusted": lam,
             }
             results = [transform.transform(value, params) for value in (pair, own)]
         for output, result in zip(outputs, results, strict=True):
@@ -167,25 +167,25 @@ def test_pixels_and_labels_equal_torchvision_exactly(total: int) -> None:
     torch.manual_seed(0)
     images = torch.randn(total, 3, 24, 24).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(7, (total,))
-    recipe = draw(replace(BOTH, mix_probability=0.9), (0, total), total=total)
-    assert recipe.is_cut.any()
-    assert not recipe.is_cut.all()
-    expected_images, expected_labels = reference(images, labels, recipe)
-    ours = blending.mix(images.clone(), recipe, HostBuffers())
+    mix = sample(replace(BOTH, mix_probability=0.9), (0, total), total=total)
+    assert mix.is_cut.any()
+    assert not mix.is_cut.all()
+    expected_images, expected_labels = reference(images, labels, mix)
+    ours = mixing.apply_mix(images.clone(), mix, HostBuffers())
     assert torch.equal(ours, expected_images)
     assert ours.is_contiguous(memory_format=torch.channels_last)
-    by_mask = blending.mix_by_mask(images.permute(0, 2, 3, 1), recipe)  # what a GPU runs
+    by_mask = mixing.apply_mix_by_mask(images.permute(0, 2, 3, 1), mix)  # what a GPU runs
     assert torch.equal(by_mask.permute(0, 3, 1, 2), expected_images)
-    mixed = blending.mixed_labels(labels.numpy(), recipe, CPU)
-    one_hot = torch.nn.functional.one_hot(torch.stack([labels, mixed.partners]), 7)
-    shares = torch.stack([mixed.shares, 1 - mixed.shares])[..., None]
-    torch.testing.assert_close((one_hot * shares).sum(0), expected_labels)
+    mixed = mixing.mixed_labels(labels.numpy(), mix, CPU)
+    one_hot = torch.nn.functional.one_hot(torch.stack([labels, mixed.paired]), 7)
+    weights = torch.stack([mixed.lam, 1 - mixed.lam])[..., None]
+    torch.testing.assert_close((one_hot * weights).sum(0), expected_labels)
 
 
 @pytest.fixture
-def data(image_root: Any, tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
+def config(image_root: Any, tmp_path_factory: pytest.TempPathFactory) -> Config:
     cache = tmp_path_factory.getbasetemp() / "cache"
-    return DataConfig(
+    return change(
         root=str(image_root),
         cache_dir=str(cache),
         train_size=32,
@@ -196,52 +196,45 @@ def data(image_root: Any, tmp_path_factory: pytest.TempPathFactory) -> DataConfi
 
 
 def first_step(
-    data: DataConfig, batch_split: BatchSplit, rank: int, *, workers: int = 0
+    config: Config, batch_split: BatchSplit, rank: int = 0, num_workers: int = 0
 ) -> list[Batch]:
-    index = open_index(data, "train", build=True, show_progress=False)
-    loader = build.build_train_loader(
-        data, index, batch_split=batch_split, seed=7, rank=rank, device=CPU, num_workers=workers
-    )
-    return list(loader.batches(1, 2))
+    where = {"rank": rank, "num_workers": num_workers}
+    return list(train_batches(config, open_split(config), batch_split, (1, 2), **where))
 
 
 @pytest.mark.parametrize("loader", ["torch", "dali"])
-def test_loaders_mix_across_ranks_and_micro_batches(data: DataConfig, loader: Any) -> None:
+def test_loaders_mix_across_ranks_and_micro_batches(config: Config, loader: Any) -> None:
     """13 samples: an odd batch, whose slices begin and end in the middle of pairs."""
-    data = replace(data, loader=loader)
-    (whole,) = first_step(data, BatchSplit(13, 1, 1), 0)
-    index = open_index(data, "train", build=True, show_progress=False)
-    spec = build.train_spec(
-        data, index, batch_split=BatchSplit(13, 1, 1), seed=7, rank=0, step=1, micro_batch=0
-    )
-    (plain,) = first_step(replace(data, mixup_alpha=0.0, cutmix_alpha=0.0), BatchSplit(13, 1, 1), 0)
+    config = change(config, loader=loader)
+    one_rank = BatchSplit(13, 1, 1)
+    (whole,) = first_step(config, one_rank)
+    spec = train_spec(config, open_split(config), one_rank, step=1)
+    (plain,) = first_step(change(config, mixup_alpha=0.0, cutmix_alpha=0.0), one_rank)
     assert spec.mix is not None
     assert torch.equal(whole.images, reference(plain.images, plain.labels, spec.mix)[0])
     assert torch.equal(whole.labels, plain.labels)
-    batch_split = BatchSplit(13, 3, 2)
-    by_rank = [first_step(data, batch_split, rank, workers=int(rank == 1)) for rank in range(3)]
+    by_rank = [first_step(config, BatchSplit(13, 3, 2), rank, int(rank == 1)) for rank in range(3)]
     parts = [by_rank[rank][micro_batch] for micro_batch in range(2) for rank in range(3)]
     assert [len(part.labels) for part in parts] == [2, 2, 2, 2, 2, 3]
     assert torch.equal(torch.cat([part.images for part in parts]), whole.images)
     assert torch.equal(torch.cat([part.labels for part in parts]), whole.labels)
     assert np.concatenate([p.sample_ids for p in parts]).tolist() == whole.sample_ids.tolist()
     assert whole.mixed is not None
-    assert torch.equal(whole.labels[:12].view(6, 2).flip(1).flatten(), whole.mixed.partners[:12])
-    for name in ("partners", "shares"):
+    assert torch.equal(whole.labels[:12].view(6, 2).flip(1).flatten(), whole.mixed.paired[:12])
+    for name in ("paired", "lam"):
         assert torch.equal(
             torch.cat([getattr(part.mixed, name) for part in parts]), getattr(whole.mixed, name)
         )
 
 
-def test_the_digest_covers_what_is_drawn_and_is_the_old_one_where_all_is_off(
-    data: DataConfig,
-) -> None:
-    index = open_index(data, "train", build=True, show_progress=False)
+def test_the_digest_covers_what_is_sampled_and_is_the_old_one_where_all_is_off() -> None:
+    fixed = {"labels": np.arange(20) % 3, "heights": np.full(20, 50), "widths": np.full(20, 60)}
+    table = type("Table", (), {**fixed, "__len__": lambda _: 20})()
 
     def digest(**changes: Any) -> str:
-        base = DataConfig(root=data.root, cache_dir=data.cache_dir, train_size=32)
-        chosen = replace(base, **changes)
-        return build.digest_of_step(chosen, index, global_batch_size=8, seed=1, step=2)
+        config = change(**changes)
+        order = SampleOrder(20, 8, seed=1, ra_reps=config.augment.ra_reps)
+        return digest_of_step(TrainSpecs(config.data, config.augment, table, 1, 8), order, 2)
 
     settings: list[dict[str, Any]] = [
         {},
@@ -254,14 +247,9 @@ def test_the_digest_covers_what_is_drawn_and_is_the_old_one_where_all_is_off(
         {"auto_augment": "ra", "ra_magnitude": 8},
         {"auto_augment": "ta_wide"},
         {"color_jitter": (0.1, 0.0, 0.0, 0.0)},
-        {"repeats": 2},
+        {"ra_reps": 2},
         {"progressive_start_size": 16, "progressive_epochs": (3, 5)},
     ]
     digests = [digest(**chosen) for chosen in settings]
     assert len(set(digests)) == len(settings)
-    fixed = SimpleNamespace(
-        labels=np.arange(20) % 3, heights=np.full(20, 50), widths=np.full(20, 60)
-    )
-    table = type("Table", (), {**vars(fixed), "__len__": lambda _: 20})()
-    before = build.digest_of_step(DataConfig(), table, global_batch_size=8, seed=1, step=2)
-    assert before == "178c400778a47900d881662d12bfe0f7753d0d5d2c0a28cdf932806838db13d1"
+    assert digest() == "178c400778a47900d881662d12bfe0f7753d0d5d2c0a28cdf932806838db13d1"

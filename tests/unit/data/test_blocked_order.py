@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resnet_dist.config import DataConfig
-from resnet_dist.data import order
-from resnet_dist.data.blocked_order import Blocks, blocked_order
-from resnet_dist.data.loaders.build import blocks_of, build_train_loader, open_index
+from resnet_dist.config import Config, DataConfig
+from resnet_dist.data.blocked_order import Blocks, blocked_order, blocks_of
 from resnet_dist.data.micro_batches import BatchSplit
+from resnet_dist.data.order import SampleOrder, epoch_permutation
 from resnet_dist.data.read import store
 from resnet_dist.data.read.store import ShardStore
 from resnet_dist.data.replay import Start, replay_epoch
-from resnet_dist.data.shared_order import shared_permutation
+from resnet_dist.data.specs import digest_of_step
 from resnet_dist.errors import UserError
 from resnet_dist.prepare.__main__ import main
-
-CPU = torch.device("cpu")
+from tests.loading import change, datasets_of, open_split, train_batches, train_loader
 
 
 def make_blocks(num_samples: int, in_shard: int, window: int, *, layout: str = "x") -> Blocks:
@@ -60,7 +56,7 @@ def test_coverage_with_restarts(data: st.DataObject) -> None:
     steps = data.draw(st.sets(st.integers(1, max(1, n // batch)), max_size=4))
     worlds = st.integers(1, min(batch, 6))
     starts = [Start(step, BatchSplit(batch, data.draw(worlds), 1)) for step in sorted({0} | steps)]
-    counts = replay_epoch(n, 0, seed=3, starts=starts, blocks=blocks)
+    counts = replay_epoch(SampleOrder(n, batch, seed=3, blocks=blocks), 0, starts)
     assert (counts.once, counts.more, counts.never) == (n - n % batch, 0, n % batch)
 
 
@@ -82,21 +78,11 @@ def test_it_is_shuffled_within_the_window() -> None:
 GOLDEN = [26, 22, 32, 8, 0, 28, 37, 46]
 
 
-def test_it_is_shared_between_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    n = 120_000
-    a, b = make_blocks(n, 1000, 8, layout="a" * 64), make_blocks(n, 500, 8, layout="b" * 64)
-    c = replace(a, window=9)
-    for blocks in (a, b, c, a):
-        np.testing.assert_array_equal(
-            shared_permutation(0, 0, n, blocks), blocked_order(0, 0, blocks)
-        )
-    names = {path.name for path in tmp_path.glob("resnet_dist-*/order-*")}
-    assert names == {
-        f"order-v1-0-0-{n}-{'a' * 16}-8",
-        f"order-v1-0-0-{n}-{'b' * 16}-8",
-        f"order-v1-0-0-{n}-{'a' * 16}-9",
-    }
+def test_it_depends_on_the_shards_and_the_window() -> None:
+    a, b = make_blocks(2000, 100, 8), make_blocks(2000, 50, 8)
+    orders = [epoch_permutation(0, 0, 2000, blocks) for blocks in (a, b, replace(a, window=9))]
+    assert len({order.tobytes() for order in orders}) == 3
+    np.testing.assert_array_equal(orders[0], blocked_order(0, 0, a))
 
 
 @pytest.fixture(scope="module")
@@ -107,53 +93,41 @@ def packed_root(image_root: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.fixture
-def data(packed_root: Path) -> DataConfig:
-    config = DataConfig(root=str(packed_root), order="blocked", blocked_window=3, train_size=32)
-    return replace(config, loader="torch", eval_size=32, eval_resize_size=40)
+def config(packed_root: Path) -> Config:
+    data = DataConfig(root=str(packed_root), order="blocked", blocked_window=3, train_size=32)
+    return change(Config(data=data), loader="torch", eval_size=32, eval_resize_size=40)
 
 
 @pytest.mark.parametrize("loader", ["torch", "dali"])
-def test_loaders_read_in_that_order(data: DataConfig, loader: str) -> None:
-    data = replace(data, loader=loader)
-    index = open_index(data, "train", build=True, show_progress=False)
-    blocks = blocks_of(data, index)
+def test_loaders_read_in_that_order(config: Config, loader: str) -> None:
+    config = change(config, loader=loader)
+    index = open_split(config)
+    blocks = blocks_of(config.data, index)
     assert blocks is not None
-    parts = [
-        build_train_loader(
-            data,
-            index,
-            batch_split=BatchSplit(5, 2, 1),
-            seed=1,
-            rank=rank,
-            device=CPU,
-            num_workers=0,
-        ).batches(3, 8)
-        for rank in range(2)
-    ]
+    split = BatchSplit(5, 2, 1)
+    parts = [train_batches(config, index, split, (3, 8), rank=rank, seed=1) for rank in range(2)]
     expected = [blocked_order(1, epoch, blocks)[:25].reshape(5, 5) for epoch in (0, 1)]
     steps = [expected[step // 5][step % 5].tolist() for step in range(3, 8)]
     for step, left, right in zip(steps, *parts, strict=True):
         assert left.sample_ids.tolist() + right.sample_ids.tolist() == step
-    digests = {
-        order.digest_of_step(one, index, global_batch_size=5, seed=1, step=3)
-        for one in (data, replace(data, blocked_window=2), replace(data, order="shuffled"))
-    }
+    digests = set()
+    for one in (config, change(config, blocked_window=2), change(config, order="shuffled")):
+        datasets = datasets_of(one, index, global_batch_size=5, seed=1)
+        digests.add(digest_of_step(datasets.train_specs, datasets.order, 3))
     assert len(digests) == 3  # a resumed run notices
 
 
-def test_a_folder_has_no_blocks(data: DataConfig, image_root: Path, tmp_path: Path) -> None:
-    data = replace(data, root=str(image_root), cache_dir=str(tmp_path))
-    index = open_index(data, "train", build=True, show_progress=False)
+def test_a_folder_has_no_blocks(config: Config, image_root: Path, tmp_path: Path) -> None:
+    config = change(config, root=str(image_root), cache_dir=str(tmp_path))
+    index = open_split(config)
     with pytest.raises(UserError, match=r"data.order \(blocked\): needs shards"):
-        build_train_loader(
-            data, index, batch_split=BatchSplit(5, 1, 1), seed=1, rank=0, device=CPU, num_workers=0
-        )
+        train_loader(config, index, BatchSplit(5, 1, 1))
     with pytest.raises(UserError, match=r"data.blocked_window \(0\)"):
         DataConfig(blocked_window=0)
 
 
 def test_shards_are_read_whole_when_they_are_begun(
-    data: DataConfig, monkeypatch: pytest.MonkeyPatch
+    config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     advised: list[str] = []
     real = store._read_ahead
@@ -164,7 +138,7 @@ def test_shards_are_read_whole_when_they_are_begun(
         real(path, num_bytes)
 
     monkeypatch.setattr(store, "_read_ahead", read_ahead)
-    index = open_index(data, "train", build=True, show_progress=False)
+    index = open_split(config)
     opened = ShardStore(index, num_threads=1, shards_ahead=3)
     assert index.shards is not None
     ids = np.argsort(index.shards.numbers, kind="stable")  # shard by shard: 14 of 2

@@ -16,7 +16,7 @@ from PIL import Image
 from resnet_dist.config import DataConfig
 from resnet_dist.data.index import index as index_module
 from resnet_dist.data.index import places, scan
-from resnet_dist.data.loaders.build import Index, check_splits, open_index
+from resnet_dist.data.index.index import Index, check_splits, open_index
 from resnet_dist.data.read.store import FolderStore
 from resnet_dist.errors import UserError
 from resnet_dist.system import workers

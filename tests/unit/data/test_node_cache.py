@@ -14,8 +14,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from resnet_dist.config import DataConfig
-from resnet_dist.data.loaders.build import Index, build_train_loader, open_index
+from resnet_dist.config import Config, DataConfig
+from resnet_dist.data.index.index import Index, open_index
 from resnet_dist.data.micro_batches import BatchSplit
 from resnet_dist.data.read import node_cache
 from resnet_dist.data.read.node_cache import LocalCopies
@@ -23,6 +23,7 @@ from resnet_dist.data.read.store import CachedStore, ShardStore, open_store
 from resnet_dist.errors import UserError
 from resnet_dist.prepare.__main__ import main
 from tests.launch import share_fork_server
+from tests.loading import train_batches
 
 EVERYTHING = np.arange(27)
 
@@ -190,16 +191,8 @@ def test_loaders_use_it(data: DataConfig, loader: str, tmp_path: Path) -> None:
     index = open_split(data)
     results = []
     for one in (replace(data, local_cache_dir=None), data, data):
-        batches = build_train_loader(
-            one,
-            index,
-            batch_split=BatchSplit(9, 1, 1),
-            seed=0,
-            rank=0,
-            device=torch.device("cpu"),
-            num_workers=0,
-        )
-        results.append(torch.cat([batch.images for batch in batches.batches(0, 3)]))
+        batches = train_batches(Config(data=one), index, BatchSplit(9, 1, 1), (0, 3))
+        results.append(torch.cat([batch.images for batch in batches]))
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
     (checksums,) = (tmp_path / "local").glob("*/checksums")

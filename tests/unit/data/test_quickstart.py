@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from resnet_dist.data.quickstart import dataset
-from resnet_dist.data.quickstart.render import CLASSES, SPLIT_SIZES, VERSION, draw
+from resnet_dist.data.quickstart.render import CLASSES, SPLIT_SIZES, VERSION, render
 from resnet_dist.errors import UserError
 
 SMALL = {"train": 30, "val": 20}
@@ -57,8 +57,8 @@ def test_declared_classes_and_sizes() -> None:
 
 
 def test_files_do_not_depend_on_the_number_of_processes_or_the_order(tmp_path: Path) -> None:
-    dataset.write_all(tmp_path / "one", SMALL, num_workers=1)
-    dataset.write_all(tmp_path / "two", SMALL, num_workers=2)
+    dataset.write_all(tmp_path / "one", SMALL, num_processes=1)
+    dataset.write_all(tmp_path / "two", SMALL, num_processes=2)
     (tmp_path / "alone" / "val" / CLASSES[7]).mkdir(parents=True)
     dataset.write_image(tmp_path / "alone", "val", 17)
     one = digests(tmp_path / "one")
@@ -68,12 +68,12 @@ def test_files_do_not_depend_on_the_number_of_processes_or_the_order(tmp_path: P
 
 
 def test_every_image_is_another_one() -> None:
-    pictures = {draw(split, index).tobytes() for split in SPLIT_SIZES for index in range(60)}
+    pictures = {render(split, index).tobytes() for split in SPLIT_SIZES for index in range(60)}
     assert len(pictures) == 120
 
 
 def test_pictures_vary_in_size_aspect_and_mode() -> None:
-    pictures = [draw("train", index) for index in range(200)]
+    pictures = [render("train", index) for index in range(200)]
     widths, heights = np.array([picture.size for picture in pictures]).T
     assert min(widths.min(), heights.min()) >= 48
     assert max(widths.max(), heights.max()) <= 128
@@ -87,7 +87,7 @@ def test_a_linear_classifier_on_pixels_fails() -> None:
     """Ridge regression onto one-hot labels. Chance is 0.1."""
 
     def features(split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
-        pictures = [draw(split, index).convert("RGB").resize((16, 16)) for index in range(count)]
+        pictures = [render(split, index).convert("RGB").resize((16, 16)) for index in range(count)]
         pixels = np.stack([np.asarray(picture, np.float64).ravel() for picture in pictures]) / 255
         return pixels - 0.5, np.arange(count) % len(CLASSES)
 
@@ -177,8 +177,9 @@ def test_a_full_disk_is_named_and_leaves_nothing(
     assert files_below(tmp_path) == [f".shapes-v{VERSION}.lock"]
 
 
-def test_an_error_in_a_worker_process_reaches_the_parent(tmp_path: Path) -> None:
-    # Class folders are missing, so every worker meets ENOENT.
+def test_an_error_in_another_process_reaches_the_parent(tmp_path: Path) -> None:
+    # Class folders are missing, so every process meets ENOENT.
+    tasks = [("train", range(30)), ("val", range(20))]
     with pytest.raises(OSError) as caught:
-        list(dataset._run_workers(tmp_path / "absent", SMALL, 2))
+        list(dataset._write_in_processes(tmp_path / "absent", tasks, 2))
     assert caught.value.errno == errno.ENOENT

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,12 +13,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from resnet_dist.config import DataConfig
-from resnet_dist.data import order, replay
 from resnet_dist.data.micro_batches import BatchSplit
+from resnet_dist.data.order import SampleOrder
 from resnet_dist.data.replay import Counts, Start, replay_epoch, replay_evaluation
 from resnet_dist.inspect import __main__ as inspect
 from resnet_dist.prepare.__main__ import main as prepare
+from tests.loading import change, train_spec
 from tests.unit.data.test_order import make_table
 
 Inspect = Callable[..., tuple[int, str]]
@@ -46,7 +45,7 @@ def runs(draw: st.DrawFn) -> tuple[int, int, list[Start]]:
 def test_training_uses_a_sample_once_an_epoch(run: tuple[int, int, list[Start]], seed: int) -> None:
     num_samples, epoch, starts = run
     batch = starts[0].batch_split.global_batch_size
-    counts = replay_epoch(num_samples, epoch, seed=seed, starts=starts)
+    counts = replay_epoch(SampleOrder(num_samples, batch, seed=seed), epoch, starts)
     dropped = num_samples % batch
     assert counts == Counts(dropped, num_samples - dropped, 0, num_samples - dropped, 1)
     assert dropped < batch
@@ -62,7 +61,7 @@ def test_evaluation_uses_every_sample_once(num_samples: int, batch: int, world: 
 @settings(deadline=None, max_examples=40)
 @given(runs())
 def test_the_replay_is_what_the_loaders_are_given(run: tuple[int, int, list[Start]]) -> None:
-    """The jobs of the whole epoch, of all ranks, hold the samples that were counted."""
+    """The specs of the whole epoch, of all ranks, hold the samples that were counted."""
     num_samples, epoch, starts = run
     batch = starts[0].batch_split.global_batch_size
     table = make_table(num_samples)
@@ -72,26 +71,27 @@ def test_the_replay_is_what_the_loaders_are_given(run: tuple[int, int, list[Star
         batch_split = [start.batch_split for start in starts if start.step <= step][-1]
         for micro_batch in range(batch_split.accumulation_steps):
             for rank in range(batch_split.world_size):
-                job = order.train_spec(
-                    DataConfig(),
+                spec = train_spec(
+                    change(),
                     table,
-                    batch_split=batch_split,
-                    seed=1,
+                    batch_split,
                     rank=rank,
                     step=step,
                     micro_batch=micro_batch,
+                    seed=1,
                 )
-                seen += job.sample_ids.tolist()
+                seen += spec.sample_ids.tolist()
     used = np.bincount(seen, minlength=num_samples)
-    counts = replay_epoch(num_samples, epoch, seed=1, starts=starts)
+    counts = replay_epoch(SampleOrder(num_samples, batch, seed=1), epoch, starts)
     assert (counts.once, counts.never) == ((used == 1).sum(), (used == 0).sum())
     assert used.max() == 1
 
 
 def test_the_dropped_tail_is_another_one_each_epoch() -> None:
+    order = SampleOrder(25, 8, seed=0)
     used = [
-        set(np.concatenate([order.sample_ids_of_step(0, e * 3 + i, 25, 8) for i in range(3)]))
-        for e in range(40)
+        set(np.concatenate([order.sample_ids(epoch * 3 + i) for i in range(3)]))
+        for epoch in range(40)
     ]
     assert len(set.intersection(*used)) < 24
     assert len(set.union(*used)) == 25
@@ -100,18 +100,18 @@ def test_the_dropped_tail_is_another_one_each_epoch() -> None:
 def test_a_loss_or_a_repetition_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     """The proof can fail: an order that repeats a sample, a slice that leaves one out."""
     starts = [Start(0, BatchSplit(8, 2, 1))]
-    real = replay.sample_ids_of_step
+    order, real = SampleOrder(32, 8, seed=0), SampleOrder.sample_ids
 
-    def repeated(*args: int, **named: Any) -> NDArray[np.int64]:
-        ids = real(*args, **named)
+    def repeated(self: SampleOrder, step: int) -> NDArray[np.int64]:
+        ids = real(self, step)
         return np.append(ids[:-1], ids[0])
 
-    monkeypatch.setattr(replay, "sample_ids_of_step", repeated)
-    counts = replay_epoch(32, 0, seed=0, starts=starts)
+    monkeypatch.setattr(SampleOrder, "sample_ids", repeated)
+    counts = replay_epoch(order, 0, starts)
     assert (counts.never, counts.more) == (4, 4)
     monkeypatch.undo()
     monkeypatch.setattr(BatchSplit, "micro_batch_slice", lambda *_: (0, 4))
-    assert replay_epoch(32, 0, seed=0, starts=starts).more == 16
+    assert replay_epoch(order, 0, starts).more == 16
 
 
 @pytest.fixture
@@ -155,9 +155,9 @@ def test_inspect_a_config_with_restarts(image_root: Path, look: Inspect) -> None
     assert said.count("24 samples once, 0 more than once, 3 not") == 2
     for ranks in (1, 3, 4):
         assert f"validation on {ranks} rank(s): 12 samples once, 0 more than once, 0 not" in said
-    code, said = look(*base[:2], "train.global_batch_size=9", "data.repeats=3")
+    code, said = look(*base[:2], "train.global_batch_size=9", "augment.ra_reps=3")
     assert code == 0
-    assert "0 samples once, 9 more than once, 18 not (data.repeats=3)" in said
+    assert "0 samples once, 9 more than once, 18 not (augment.ra_reps=3)" in said
     for wrong, part in (
         (["--start=3:2"], "no start at step 0"),
         (["--start=0:5"], "smaller than the 5 ranks"),

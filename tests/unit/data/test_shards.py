@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import pickle
 import resource
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from resnet_dist.config import DataConfig
-from resnet_dist.data.loaders import build
-from resnet_dist.data.loaders.build import Batch, Index, open_index
+from resnet_dist.config import Config
+from resnet_dist.data.batch import Batch
 from resnet_dist.data.micro_batches import BatchSplit
 from resnet_dist.data.read import store
 from resnet_dist.data.read.store import ShardStore, open_store
 from resnet_dist.prepare.__main__ import main
 from tests.launch import assert_same_run, train
-
-CPU = torch.device("cpu")
+from tests.loading import (
+    assert_same_batch,
+    both_splits,
+    change,
+    eval_loader,
+    open_split,
+    train_batches,
+)
 
 
 @pytest.fixture(scope="module")
@@ -33,76 +36,49 @@ def packed_root(image_root: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture(scope="module")
 def real_roots(real_images: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    root = tmp_path_factory.mktemp("real")
-    for split in ("train", "val"):
-        (root / split).symlink_to(real_images)
+    root = both_splits(tmp_path_factory.mktemp("real"), real_images)
     arguments = ["folder", str(root), f"--out={root / 'packed'}", "--samples-per-shard=100"]
     assert main(arguments) == 0
     return root, root / "packed"
 
 
-def config(root: Path, cache: Path, **fields: object) -> DataConfig:
-    data = DataConfig(root=str(root), cache_dir=str(cache), train_size=32, eval_size=48)
-    return replace(data, eval_resize_size=56, **fields)
-
-
-def open_split(data: DataConfig, split: str = "train") -> Index:
-    return open_index(data, split, build=True, show_progress=False)
+def config(root: Path, cache: Path, loader: str = "auto") -> Config:
+    small = change(root=str(root), cache_dir=str(cache), loader=loader, train_size=32)
+    return change(small, eval_size=48, eval_resize_size=56)
 
 
 def batches(
-    data: DataConfig, *, num_workers: int, batch_size: int, steps: range
-) -> Iterator[Batch]:
-    loader = build.build_train_loader(
-        data,
-        open_split(data),
-        batch_split=BatchSplit(batch_size, 1, 2),
-        seed=7,
-        rank=0,
-        device=CPU,
-        num_workers=num_workers,
-    )
-    yield from loader.batches(steps.start, steps.stop)
+    config: Config, *, num_workers: int, batch_size: int, steps: tuple[int, int]
+) -> Generator[Batch, None, None]:
+    split = BatchSplit(batch_size, 1, 2)
+    return train_batches(config, open_split(config), split, steps, num_workers=num_workers)
 
 
-def assert_equal_batches(left: Iterator[Batch], right: Iterator[Batch]) -> None:
+def assert_equal_batches(left: Iterable[Batch], right: Iterable[Batch]) -> None:
     for one, other in zip(left, right, strict=True):
-        assert one.step == other.step
-        np.testing.assert_array_equal(one.sample_ids, other.sample_ids)
-        assert torch.equal(one.labels, other.labels)
-        assert torch.equal(one.images, other.images)
+        assert_same_batch(one, other)
 
 
 @pytest.mark.parametrize(("loader", "num_workers"), [("torch", 0), ("torch", 2), ("dali", 2)])
 def test_the_same_samples_and_pixels(
     image_root: Path, packed_root: Path, tmp_path: Path, loader: str, num_workers: int
 ) -> None:
-    both = (config(root, tmp_path, loader=loader) for root in (image_root, packed_root))
-    arguments = {"num_workers": num_workers, "batch_size": 7, "steps": range(2, 8)}
-    assert_equal_batches(*(batches(data, **arguments) for data in both))
-    results = []
-    for root in (image_root, packed_root):
-        data = config(root, tmp_path, loader=loader)
-        evaluation = build.build_eval_loader(
-            data,
-            open_split(data, "val"),
-            batch_size=5,
-            rank=0,
-            world_size=1,
-            device=CPU,
-            num_workers=num_workers,
-        )
-        results.append(evaluation.batches())
-    assert_equal_batches(*results)
+    both = [config(root, tmp_path, loader) for root in (image_root, packed_root)]
+    arguments = {"num_workers": num_workers, "batch_size": 7, "steps": (2, 8)}
+    assert_equal_batches(*(batches(one, **arguments) for one in both))
+    evaluations = (
+        eval_loader(one, open_split(one, "val"), 5, num_workers=num_workers) for one in both
+    )
+    assert_equal_batches(*(evaluation.batches() for evaluation in evaluations))
 
 
 @pytest.mark.parametrize("loader", ["torch", "dali"])
 def test_the_same_samples_and_pixels_of_real_images(
     real_roots: tuple[Path, Path], tmp_path: Path, loader: str
 ) -> None:
-    both = (config(root, tmp_path, loader=loader) for root in real_roots)
-    arguments = {"num_workers": 0, "batch_size": 16, "steps": range(2)}
-    assert_equal_batches(*(batches(data, **arguments) for data in both))
+    both = (config(root, tmp_path, loader) for root in real_roots)
+    arguments = {"num_workers": 0, "batch_size": 16, "steps": (0, 2)}
+    assert_equal_batches(*(batches(one, **arguments) for one in both))
 
 
 def test_a_run_goes_on_from_shards(image_root: Path, packed_root: Path, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,74 +13,58 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import functional as tvf
 
-from resnet_dist.config import DataConfig
-from resnet_dist.data.loaders import build
-from resnet_dist.data.loaders.build import Batch, Index, open_index, train_spec
+from resnet_dist.config import Config, DataConfig
+from resnet_dist.data.batch import Batch
 from resnet_dist.data.micro_batches import BatchSplit
+from tests.loading import (
+    both_splits,
+    change,
+    denormalise,
+    eval_loader,
+    open_split,
+    train_batches,
+    train_spec,
+)
 
-pytest.importorskip("nvidia.dali", reason="DALI is not installed")
-
-CPU = torch.device("cpu")
 BOUND = 0.2  # mean absolute difference, of 255
 # Pillow rounds and clips to 8 bits between its two passes, DALI does not. A cubic amplifies that.
-CUBIC_BOUND = 0.22
+CUBIC_BOUND = {"dali": 0.22, "torch": 0.2}
 CUBIC_CROP_BOUND = 0.22
 LOADERS: tuple[Any, ...] = ("dali", "torch")
 WriteImage = Callable[..., None]
 
 
+@pytest.fixture(autouse=True)
+def dali_is_there(request: pytest.FixtureRequest) -> None:
+    if request.node.callspec.params.get("loader") != "torch":
+        pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+
+
 @pytest.fixture(scope="module", params=["generated", "photographs"])
-def data(
+def config(
     request: pytest.FixtureRequest,
     image_root: Path,
     real_images: Path,
     tmp_path_factory: pytest.TempPathFactory,
-) -> DataConfig:
+) -> Config:
     """Small generated images, and photographs."""
-    cache = tmp_path_factory.mktemp("parity")
+    folder = tmp_path_factory.mktemp("parity")
+    small = change(cache_dir=str(folder / "cache"))
     if request.param == "generated":
-        return DataConfig(
-            root=str(image_root),
-            cache_dir=str(cache),
-            train_size=32,
-            eval_size=48,
-            eval_resize_size=56,
-        )
-    for split in ("train", "val"):
-        (cache / split).symlink_to(real_images)
-    return DataConfig(root=str(cache), cache_dir=str(cache / "cache"))
+        small = change(small, root=str(image_root), train_size=32)
+        return change(small, eval_size=48, eval_resize_size=56)
+    return change(small, root=str(both_splits(folder, real_images)))
 
 
-def open_split(data: DataConfig, split: str) -> Index:
-    return open_index(data, split, build=True, show_progress=False)
-
-
-def denormalise(data: DataConfig, images: torch.Tensor) -> torch.Tensor:
-    """Back to 0 to 255, float32."""
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (data.mean, data.std))
-    return (images * std + mean) * 255
-
-
-def evaluate(data: DataConfig, index: Index) -> list[Batch]:
-    loader = build.build_eval_loader(
-        data, index, batch_size=50, rank=0, world_size=1, device=CPU, num_workers=1
-    )
-    assert loader.name == data.loader
-    return list(loader.batches())
-
-
-def train(data: DataConfig, index: Index, batch_split: BatchSplit, num_steps: int) -> list[Batch]:
-    loader = build.build_train_loader(
-        data, index, batch_split=batch_split, seed=3, rank=0, device=CPU, num_workers=1
-    )
-    return list(loader.batches(0, num_steps))
+def evaluate(config: Config) -> list[Batch]:
+    return list(eval_loader(config, open_split(config, "val"), 50, num_workers=1).batches())
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("loader", LOADERS)
-def test_evaluation_equals_pillow(data: DataConfig, loader: Any, interpolation: Any) -> None:
-    data = replace(data, loader=loader, interpolation=interpolation)
-    index = open_split(data, "val")
+def test_evaluation_equals_pillow(config: Config, loader: Any, interpolation: Any) -> None:
+    config = change(config, loader=loader, interpolation=interpolation)
+    data, index = config.data, open_split(config, "val")
     reference = transforms.Compose(
         [
             transforms.Resize(
@@ -92,46 +75,49 @@ def test_evaluation_equals_pillow(data: DataConfig, loader: Any, interpolation: 
         ]
     )
     differences = []
-    for batch in evaluate(data, index):
+    for batch in evaluate(config):
         for i, image in zip(batch.sample_ids, denormalise(data, batch.images), strict=True):
             with Image.open(index.path(i)) as file:
                 expected = reference(file.convert("RGB")).float()
             differences.append((image - expected).abs().mean().item())
     assert len(differences) == len(index)
-    assert np.mean(differences) <= (BOUND if interpolation == "bilinear" else CUBIC_BOUND)
+    assert np.mean(differences) <= (BOUND if interpolation == "bilinear" else CUBIC_BOUND[loader])
     assert max(differences) < 2 * BOUND
 
 
 @pytest.mark.parametrize("crop", ["random_resized", "pad_reflect"])
-def test_training_is_the_same_in_both_loaders(data: DataConfig, crop: Any) -> None:
-    data = replace(data, crop=crop)
-    index = open_split(data, "train")
-    batch_split = BatchSplit(min(len(index), 64), 1, 1)
-    dali, torch_ = (train(replace(data, loader=name), index, batch_split, 2) for name in LOADERS)
+def test_training_is_the_same_in_both_loaders(config: Config, crop: Any) -> None:
+    config = change(config, crop=crop)
+    index = open_split(config)
+    split = BatchSplit(min(len(index), 64), 1, 1)
+    dali, torch_ = (
+        train_batches(change(config, loader=name), index, split, (0, 2), num_workers=1)
+        for name in LOADERS
+    )
     for left, right in zip(dali, torch_, strict=True):
         assert left.step == right.step
         np.testing.assert_array_equal(left.sample_ids, right.sample_ids)
         assert torch.equal(left.labels, right.labels)
-        difference = (denormalise(data, left.images) - denormalise(data, right.images)).abs()
+        one, other = (denormalise(config.data, batch.images) for batch in (left, right))
+        difference = (one - other).abs()
         assert difference.mean() <= BOUND
         assert difference.mean(dim=(1, 2, 3)).max() < 2 * BOUND
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("loader", LOADERS)
-def test_training_crops_equal_pillow(data: DataConfig, loader: Any, interpolation: Any) -> None:
-    data = replace(data, loader=loader, interpolation=interpolation)
+def test_training_crops_equal_pillow(config: Config, loader: Any, interpolation: Any) -> None:
+    config = change(config, loader=loader, interpolation=interpolation)
     mode = transforms.InterpolationMode(interpolation)
-    index = open_split(data, "train")
-    batch_split = BatchSplit(min(len(index), 64), 1, 1)
-    (batch,) = train(data, index, batch_split, 1)
-    spec = train_spec(data, index, batch_split=batch_split, seed=3, rank=0, step=0, micro_batch=0)
+    index = open_split(config)
+    split = BatchSplit(min(len(index), 64), 1, 1)
+    (batch,) = train_batches(config, index, split, (0, 1), num_workers=1, seed=3)
+    spec = train_spec(config, index, split, step=0, seed=3)
     differences = []
-    for row, image in enumerate(denormalise(data, batch.images)):
+    for row, image in enumerate(denormalise(config.data, batch.images)):
         with Image.open(index.path(spec.sample_ids[row])) as file:
-            crop = tvf.resized_crop(
-                file.convert("RGB"), *spec.crop_boxes[row].tolist(), [data.train_size] * 2, mode
-            )
+            size = [config.data.train_size] * 2
+            crop = tvf.resized_crop(file.convert("RGB"), *spec.crop_boxes[row].tolist(), size, mode)
         expected = tvf.pil_to_tensor(tvf.hflip(crop) if spec.flips[row] else crop).float()
         differences.append((image - expected).abs().mean().item())
     assert 0 < spec.flips.sum() < len(spec)
@@ -161,19 +147,19 @@ def write_odd_images(folder: Path, write_image: WriteImage) -> int:
     return len(list(folder.iterdir()))
 
 
+def config_of(root: Path, loader: Any) -> Config:
+    """Nothing is resized or cut off."""
+    data = DataConfig(root=str(root), cache_dir=str(root / "cache"), loader=loader)
+    return change(Config(data=data), eval_size=48, eval_resize_size=48)
+
+
 @pytest.mark.parametrize("loader", LOADERS)
 def test_odd_images_equal_pillow(tmp_path: Path, write_image: WriteImage, loader: Any) -> None:
     num_images = write_odd_images(tmp_path / "val/a", write_image)
-    data = DataConfig(
-        root=str(tmp_path),
-        cache_dir=str(tmp_path / "cache"),
-        loader=loader,
-        eval_size=48,
-        eval_resize_size=48,
-    )
-    index = open_split(data, "val")
-    (batch,) = evaluate(data, index)
-    images = denormalise(data, batch.images).round().to(torch.uint8)
+    config = config_of(tmp_path, loader)
+    index = open_split(config, "val")
+    (batch,) = evaluate(config)
+    images = denormalise(config.data, batch.images).round().to(torch.uint8)
     assert len(images) == num_images
     for i, image in enumerate(images):
         with Image.open(index.path(i)) as file:
@@ -185,13 +171,7 @@ def test_a_png_of_16_bits_keeps_its_upper_8(tmp_path: Path, loader: Any) -> None
     pixels = np.arange(48 * 48, dtype=np.uint16).reshape(48, 48) * 28
     (tmp_path / "val/a").mkdir(parents=True)
     Image.fromarray(pixels).save(tmp_path / "val/a/x.png")
-    data = DataConfig(
-        root=str(tmp_path),
-        cache_dir=str(tmp_path / "cache"),
-        loader=loader,
-        eval_size=48,
-        eval_resize_size=48,
-    )
-    (batch,) = evaluate(data, open_split(data, "val"))
-    image = denormalise(data, batch.images)[0].round().to(torch.uint8)
+    config = config_of(tmp_path, loader)
+    (batch,) = evaluate(config)
+    image = denormalise(config.data, batch.images)[0].round().to(torch.uint8)
     assert (image.numpy() == pixels >> 8).all()

@@ -19,9 +19,9 @@ from tests.unit.performance.recorded_graph import RecordedGraphs
 SETTINGS = [
     *TINY,
     "train.ema_decay=0.9",
-    "data.progressive_start_size=16",
-    "data.progressive_epochs=[1,3]",
-    "data.progressive_multiple=8",
+    "augment.progressive_start_size=16",
+    "augment.progressive_epochs=[1,3]",
+    "augment.progressive_multiple=8",
     "log.every_steps=3",
     "log.tensorboard=false",
     "checkpoint.every_steps=2",

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from resnet_dist.config import DataConfig
+from resnet_dist.data.index.index import Index, open_index
 from resnet_dist.data.index.packed import read_manifest
-from resnet_dist.data.loaders.build import Index, open_index
 from resnet_dist.data.read.store import open_store
 from resnet_dist.prepare import pack
 from resnet_dist.prepare.__main__ import main

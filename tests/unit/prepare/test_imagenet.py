@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from resnet_dist.config import DataConfig
-from resnet_dist.data.loaders.build import Index, open_index
+from resnet_dist.data.index.index import Index, open_index
 from resnet_dist.data.read.store import ShardStore, open_store
 from resnet_dist.prepare.__main__ import main
 from resnet_dist.prepare.devkit import read_validation_classes

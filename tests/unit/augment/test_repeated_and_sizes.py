@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,42 +12,38 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resnet_dist.config import DataConfig
+from resnet_dist.config import AugmentConfig, Config
 from resnet_dist.config.load import load_config
-from resnet_dist.data import order
 from resnet_dist.data.augment import crop
-from resnet_dist.data.loaders import build
-from resnet_dist.data.loaders.build import open_index
+from resnet_dist.data.index.synthetic import SyntheticIndex
 from resnet_dist.data.micro_batches import BatchSplit
+from resnet_dist.data.order import SampleOrder
 from resnet_dist.errors import UserError
 from resnet_dist.preview import derived_lines
-
-CPU = torch.device("cpu")
+from tests.loading import change, open_split, train_batches, train_spec
 
 
 @settings(deadline=None, max_examples=80)
 @given(st.data())
 def test_each_chosen_sample_occurs_as_often_as_asked(draws: st.DataObject) -> None:
-    repeats = draws.draw(st.integers(1, 5))
-    batch = draws.draw(st.integers(2 * repeats, 30))
+    reps = draws.draw(st.integers(1, 5))
+    batch = draws.draw(st.integers(2 * reps, 30))
     n = draws.draw(st.integers(batch, 150))
     epoch = draws.draw(st.integers(0, 3))
-    steps = order.steps_per_epoch(n, batch)
-    batches = [
-        order.sample_ids_of_step(4, epoch * steps + i, n, batch, repeats=repeats)
-        for i in range(steps)
-    ]
+    order, single = (SampleOrder(n, batch, seed=4, ra_reps=count) for count in (reps, 1))
+    steps = order.steps_per_epoch
+    batches = [order.sample_ids(epoch * steps + i) for i in range(steps)]
     counts = Counter(np.concatenate(batches).tolist())
     assert sum(counts.values()) == steps * batch  # the epoch keeps its length
-    whole, rest = divmod(steps * batch, repeats)
-    assert sorted(counts.values(), reverse=True) == [repeats] * whole + [rest] * (rest > 0)
+    whole, rest = divmod(steps * batch, reps)
+    assert sorted(counts.values(), reverse=True) == [reps] * whole + [rest] * (rest > 0)
     # In order of the permutation: an epoch's samples are its first ones.
-    plain = [order.sample_ids_of_step(4, epoch * steps + i, n, batch) for i in range(steps)]
+    plain = [single.sample_ids(epoch * steps + i) for i in range(steps)]
     assert set(counts) == set(np.concatenate(plain)[: whole + (rest > 0)].tolist())
     for ids in batches:
         pairs = ids[: batch // 2 * 2].reshape(-1, 2)
         assert (pairs[:, 0] != pairs[:, 1]).all()  # mixup never mixes a sample with itself
-    if repeats == 1:
+    if reps == 1:
         assert all((a == b).all() for a, b in zip(batches, plain, strict=True))
 
 
@@ -61,21 +56,12 @@ class Table:
         return 40
 
 
-def test_repeats_are_augmented_anew_and_do_not_depend_on_the_ranks() -> None:
-    data = DataConfig(repeats=3)
-    kwargs: dict[str, Any] = {"seed": 1, "step": 4}
-    batch_split = BatchSplit(12, 1, 1)
-    whole = order.train_spec(
-        data, Table(), batch_split=batch_split, rank=0, micro_batch=0, **kwargs
-    )
+def test_repetitions_are_augmented_differently_and_do_not_depend_on_the_ranks() -> None:
+    config = change(ra_reps=3)
+    whole = train_spec(config, Table(), BatchSplit(12, 1, 1), step=4)
     parts = [
-        order.train_spec(
-            data,
-            Table(),
-            batch_split=BatchSplit(12, 3, 2),
-            rank=rank,
-            micro_batch=micro_batch,
-            **kwargs,
+        train_spec(
+            config, Table(), BatchSplit(12, 3, 2), step=4, rank=rank, micro_batch=micro_batch
         )
         for micro_batch in range(2)
         for rank in range(3)
@@ -87,9 +73,9 @@ def test_repeats_are_augmented_anew_and_do_not_depend_on_the_ranks() -> None:
     assert len(np.unique(whole.sample_ids)) < 12
 
 
-def test_too_many_repeats_are_refused() -> None:
-    with pytest.raises(UserError, match=r"data.repeats \(5\): must be at most half of .* \(8\)"):
-        load_config([], ["data.repeats=5", "train.global_batch_size=8"])
+def test_too_many_repetitions_are_refused() -> None:
+    with pytest.raises(UserError, match=r"augment.ra_reps \(5\): must be at most half of .* \(8\)"):
+        load_config([], ["augment.ra_reps=5", "train.global_batch_size=8"])
 
 
 def ffcv_resolution(epoch: int, low: int, high: int, end: int, start: int) -> int:
@@ -104,31 +90,28 @@ def ffcv_resolution(epoch: int, low: int, high: int, end: int, start: int) -> in
 
 @pytest.mark.parametrize(("first", "last"), [(11, 13), (65, 76), (0, 5), (7, 7)])
 def test_the_ramp_is_ffcvs(first: int, last: int) -> None:
-    data = DataConfig(train_size=192, progressive_start_size=160, progressive_epochs=(first, last))
+    augment = AugmentConfig(progressive_start_size=160, progressive_epochs=(first, last))
     for epoch in range(90):
         if epoch == first == last:
             continue  # ffcv would still start low there
-        assert crop.train_size(data, epoch) == ffcv_resolution(epoch, 160, 192, last, first)
+        assert crop.train_size(augment, 192, epoch) == ffcv_resolution(epoch, 160, 192, last, first)
 
 
 def test_sizes_lie_between_start_and_end() -> None:
-    data = DataConfig(
-        train_size=176,
-        progressive_start_size=88,
-        progressive_epochs=(10, 30),
-        progressive_multiple=4,
+    augment = AugmentConfig(
+        progressive_start_size=88, progressive_epochs=(10, 30), progressive_multiple=4
     )
-    sizes = [crop.train_size(data, epoch) for epoch in range(40)]
+    sizes = [crop.train_size(augment, 176, epoch) for epoch in range(40)]
     assert sizes == sorted(sizes)
     assert (sizes[10], sizes[30], sizes[39]) == (88, 176, 176)
     assert set(sizes) == {88 + 4 * round(88 * i / 20 / 4) for i in range(21)}
-    assert crop.train_size(DataConfig(), 3) == 224
-    with pytest.raises(UserError, match=r"data.progressive_start_size \(300\): must lie in"):
-        DataConfig(progressive_start_size=300, progressive_epochs=(1, 2))
-    with pytest.raises(UserError, match=r"data.progressive_epochs .*: must end after epoch"):
-        DataConfig(progressive_start_size=100)
-    with pytest.raises(UserError, match=r"less than data.progressive_start_size \(4\)"):
-        DataConfig(
+    assert crop.train_size(AugmentConfig(), 224, 3) == 224
+    with pytest.raises(UserError, match=r"augment.progressive_start_size \(300\): must lie in"):
+        change(progressive_start_size=300, progressive_epochs=(1, 2))
+    with pytest.raises(UserError, match=r"augment.progressive_epochs .*: must end after epoch"):
+        change(progressive_start_size=100)
+    with pytest.raises(UserError, match=r"less than augment.progressive_start_size \(4\)"):
+        change(
             progressive_start_size=4,
             progressive_epochs=(1, 2),
             crop="pad_reflect",
@@ -140,7 +123,7 @@ def test_sizes_lie_between_start_and_end() -> None:
 def test_loaders_change_the_size_without_a_new_start(
     image_root: Path, tmp_path_factory: pytest.TempPathFactory, loader: Any
 ) -> None:
-    data = DataConfig(
+    config = change(
         root=str(image_root),
         cache_dir=str(tmp_path_factory.getbasetemp() / "cache"),
         loader=loader,
@@ -149,22 +132,17 @@ def test_loaders_change_the_size_without_a_new_start(
         progressive_epochs=(0, 2),
         progressive_multiple=8,
     )
-    batch_split = BatchSplit(9, 1, 1)
-    index: Any = build.SyntheticIndex(27, 3)
-    if loader != "synthetic":
-        index = open_index(data, "train", build=True, show_progress=False)
+    index = SyntheticIndex(27, 3) if loader == "synthetic" else open_split(config)
 
-    def batches(chosen: DataConfig) -> list[torch.Tensor]:
-        built = build.build_train_loader(
-            chosen, index, batch_split=batch_split, seed=7, rank=0, device=CPU, num_workers=1
-        )
-        return [batch.images.clone() for batch in built.batches(0, 9)]
+    def batches(chosen: Config) -> list[torch.Tensor]:
+        steps = train_batches(chosen, index, BatchSplit(9, 1, 1), (0, 9), num_workers=1)
+        return [batch.images.clone() for batch in steps]
 
-    images = batches(data)
+    images = batches(config)
     assert [batch.shape[-1] for batch in images] == [16] * 3 + [24] * 3 + [32] * 3
     assert all(batch.is_contiguous(memory_format=torch.channels_last) for batch in images)
     if loader != "synthetic":
-        fixed = batches(replace(data, progressive_start_size=None))
+        fixed = batches(change(config, progressive_start_size=None))
         assert torch.equal(torch.cat(images[6:]), torch.cat(fixed[6:]))
 
 
@@ -172,14 +150,14 @@ def test_a_run_says_what_is_unusual_about_its_images() -> None:
     config = load_config(
         ["resnet50"],
         [
-            "data.repeats=4",
+            "augment.ra_reps=4",
             "data.train_size=192",
-            "data.progressive_start_size=160",
-            "data.progressive_epochs=[11,13]",
+            "augment.progressive_start_size=160",
+            "augment.progressive_epochs=[11,13]",
         ],
     ).config
     lines = derived_lines(config, 1_281_167, 8)
-    assert "repeats: 320256 different samples an epoch, 4 times each" in lines
+    assert "repeated augmentation: 320256 different samples per epoch, 4 times each" in lines
     assert "image size, px: 160 from epoch 0, 192 from epoch 12" in lines
     plain = derived_lines(load_config(["resnet50"]).config, 1_281_167, 8)
-    assert not any("repeats" in line or "image size" in line for line in plain)
+    assert not any("repeated" in line or "image size" in line for line in plain)

@@ -1,43 +1,44 @@
-"""The loader on NVIDIA DALI: its threads and the GPU's decoder, fed by specs.
+"""The backend on NVIDIA DALI: its threads and the GPU's decoder, fed by specs.
 
 Owns the thread that reads ahead and the life of the pipeline; both end with the iterator. Does not
-choose samples or augmentations: see `resnet_dist.data.order`.
+choose samples or augmentations: see `resnet_dist.data.specs`.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
 import torch
 
-from resnet_dist.config import DataConfig
-from resnet_dist.data import order
-from resnet_dist.data.augment.device_stage import DeviceStage, one_ahead
-from resnet_dist.data.batch import Batch, BatchSpec
-from resnet_dist.data.blocked_order import shards_ahead
+from resnet_dist.config import DaliConfig
+from resnet_dist.data.augment.device_stage import DeviceStage
+from resnet_dist.data.batch import Batch, BatchSlice, BatchSpec, Done
 from resnet_dist.data.index.index import Index
 from resnet_dist.data.loaders.dali_pipeline import Feed, Graph, make_feed
-from resnet_dist.data.micro_batches import BatchSplit
+from resnet_dist.data.loaders.hand_over import one_ahead
 from resnet_dist.data.read import decode
 from resnet_dist.data.read.store import Store, open_store
+from resnet_dist.data.specs import Specs
 from resnet_dist.errors import UserError
 
 
-def _read_nothing(_item: int) -> Feed:
+def _read_nothing(_slice: BatchSlice) -> Feed:
     raise AssertionError("closed")
 
 
 class _ReadAhead:
     """The pipeline's source: feeds in order, read by a thread while earlier ones are decoded."""
 
-    def __init__(self, read: Callable[[int], Feed], items: range, *, depth: int) -> None:
+    def __init__(
+        self, read: Callable[[BatchSlice], Feed], slices: Iterable[BatchSlice], *, depth: int
+    ) -> None:
         self._read = read
-        self._items = iter(items)
+        self._slices = iter(slices)
         # One thread: the store itself keeps several requests in flight.
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
         self._waiting: deque[Future[Feed]] = deque()
@@ -49,7 +50,7 @@ class _ReadAhead:
             self._submit()
 
     def __call__(self) -> tuple[Any, ...]:
-        """Datasets of the next batch; called by DALI in the trainer's thread."""
+        """Inputs of the next batch; called by DALI in the trainer's thread."""
         if not self._waiting:
             raise StopIteration
         future = self._waiting.popleft()
@@ -63,6 +64,11 @@ class _ReadAhead:
         self.in_flight.append(feed)
         return feed.inputs
 
+    @property
+    def has_more(self) -> bool:
+        """Whether an output, or the failure in its place, is still to come."""
+        return bool(self._waiting or self.in_flight) or self.failure is not None
+
     def close(self) -> None:
         """Stop reading; returns when the thread is gone. What was given can still be decoded."""
         self._waiting.clear()
@@ -72,18 +78,23 @@ class _ReadAhead:
         self._read = _read_nothing
 
     def _submit(self) -> None:
-        item = next(self._items, None)
-        if item is not None:
-            self._waiting.append(self._pool.submit(self._read, item))
+        batch = next(self._slices, None)
+        if batch is not None:
+            self._waiting.append(self._pool.submit(self._read, batch))
 
 
 class _Stream:
-    """One iteration over some items: a pipeline, and the thread that reads ahead of it."""
+    """One iteration over some slices: a pipeline, and the thread that reads ahead of it."""
 
     def __init__(self, graph: Graph, source: _ReadAhead, *, prefetch: int) -> None:
         self._graph = graph
         self._source = source
         self._pipeline: Any = graph.build(source, prefetch=prefetch)
+
+    def turns(self) -> Iterator[None]:
+        """One for each output."""
+        while self._source.has_more:
+            yield None
 
     def next_output(self, index: Index) -> tuple[BatchSpec, torch.Tensor]:
         """The next spec, and its `[n, size, size, 3]` in DALI's memory, which lives as long as the
@@ -126,8 +137,8 @@ class _Stream:
                     )
 
     def _decodes_alone(self, feed: Feed, row: int) -> bool:
-        datasets = tuple(values[row : row + 1] for values in feed.inputs)
-        pipeline = self._graph.build(lambda: datasets, prefetch=1)
+        inputs = tuple(values[row : row + 1] for values in feed.inputs)
+        pipeline = self._graph.build(lambda: inputs, prefetch=1)
         try:
             pipeline.run()
         except RuntimeError:
@@ -135,53 +146,48 @@ class _Stream:
         return True
 
 
-class _Decoder:
-    """Runs work items through DALI and finishes them on the device."""
+class DaliBackend:
+    """Runs slices through DALI and finishes their batches on the device."""
 
     def __init__(
         self,
-        data: DataConfig,
         index: Index,
+        specs: Specs,
+        dali: DaliConfig,
         *,
+        most: int,
         device: torch.device,
         num_workers: int,
-        batch_size: int,
-        is_plain: bool,
-        shards_ahead: int = 0,
     ) -> None:
-        """`is_plain`: specs have neither crop_offsets nor operations."""
-        self._shards_ahead = shards_ahead
+        """Batches have `most` samples at most."""
         self._index = index
+        self._specs = specs
         self._device = device
-        self._prefetch = data.prefetch_batches
-        self._stage = DeviceStage(data, device)
+        self._stage = DeviceStage(specs.data, device)
+        # On CPU DALI's threads are the faster place to normalise, and their memory is used again,
+        # while 40 MB of fresh pages a batch cost torch three times the arithmetic. What changes
+        # uint8 images comes first, and a GPU normalises for nothing.
+        normalises = device.type == "cpu" and not specs.changes_uint8
         self._graph = Graph(
-            data=data,
+            data=specs.data,
+            dali=dali,
             device=device,
             num_threads=max(1, num_workers),
-            batch_size=batch_size,
+            batch_size=most,
             max_height=int(index.heights.max()),
             max_width=int(index.widths.max()),
-            # On CPU DALI's threads are the faster place for it, and their memory is used again,
-            # while 40 MB of fresh pages a batch cost torch three times the arithmetic. Shifts and
-            # operations read uint8, and a GPU normalises for nothing.
-            normalises=device.type == "cpu" and is_plain,
+            goes_to=Done.NORMALISED if normalises else Done.FLIPPED,
         )
 
-    def run(
-        self, make_spec: Callable[[int], BatchSpec], items: range
-    ) -> Generator[Batch, None, None]:
-        """Batches of the items, in order. Closing the generator ends the pipeline and threads."""
+    def batches(self, slices: Iterable[BatchSlice]) -> Generator[Batch, None, None]:
+        """See `Backend`."""
+        prefetch = self._specs.data.prefetch_batches
         # No variable for the store: an error's traceback would keep it, and with it its threads.
-        source = _ReadAhead(
-            partial(self._read, make_spec, self._open_store()),
-            items,
-            depth=self._prefetch + 1,
-        )
-        with contextlib.closing(_Stream(self._graph, source, prefetch=self._prefetch)) as stream:
+        source = _ReadAhead(partial(self._read, self._open_store()), slices, depth=prefetch + 1)
+        with contextlib.closing(_Stream(self._graph, source, prefetch=prefetch)) as stream:
             # Outputs are fetched in `finish`: on a GPU, on the stream that it works on.
             finish = partial(self._finish, stream)
-            with contextlib.closing(one_ahead(items, finish, self._device)) as batches:
+            with contextlib.closing(one_ahead(stream.turns(), finish, self._device)) as batches:
                 yield from batches
 
     def _open_store(self) -> Store:
@@ -189,13 +195,13 @@ class _Decoder:
         # fight for the interpreter's lock.
         return open_store(
             self._index,
-            self._graph.data,
+            self._specs.data,
             num_threads=max(2, self._graph.num_threads),
-            shards_ahead=self._shards_ahead,
+            shards_ahead=self._specs.shards_ahead,
         )
 
-    def _read(self, make_spec: Callable[[int], BatchSpec], store: Store, item: int) -> Feed:
-        spec = make_spec(item)
+    def _read(self, store: Store, batch: BatchSlice) -> Feed:
+        spec = self._specs(batch)
         encoded = store.read(spec.sample_ids)
         ids = spec.sample_ids.tolist()
         plain = [
@@ -204,87 +210,6 @@ class _Decoder:
         ]
         return make_feed(spec, plain)
 
-    def _finish(self, stream: _Stream, _item: int) -> Batch:
+    def _finish(self, stream: _Stream, _turn: None) -> Batch:
         spec, images = stream.next_output(self._index)
-        if not self._graph.normalises:
-            return self._stage(images, spec, is_flipped=True)
-        return self._stage.finish(images.permute(0, 3, 1, 2), spec)
-
-
-class DaliTrainLoader:
-    """Micro-batches of one rank for training, from any step on."""
-
-    name = "dali"
-
-    def __init__(
-        self,
-        data: DataConfig,
-        index: Index,
-        *,
-        batch_split: BatchSplit,
-        seed: int,
-        rank: int,
-        device: torch.device,
-        num_workers: int,
-    ) -> None:
-        self.steps_per_epoch = order.steps_per_epoch(len(index), batch_split.global_batch_size)
-        self._batch_split = batch_split
-        self._decoder = _Decoder(
-            data,
-            index,
-            device=device,
-            num_workers=num_workers,
-            batch_size=order.largest_spec(data, batch_split),
-            is_plain=data.crop != "pad_reflect" and not data.has_operations,
-            shards_ahead=shards_ahead(data),
-        )
-        self._train_job = partial(
-            order.train_spec, data, index, batch_split=batch_split, seed=seed, rank=rank
-        )
-
-    def batches(self, start_step: int, stop_step: int) -> Generator[Batch, None, None]:
-        """The micro-batches of steps [start_step, stop_step), in order.
-
-        Raises UserError, naming the file, for one that is damaged, changed or gone.
-        """
-        num_micro_batches = self._batch_split.accumulation_steps
-        return self._decoder.run(
-            self._job_of_item, range(start_step * num_micro_batches, stop_step * num_micro_batches)
-        )
-
-    def _job_of_item(self, item: int) -> BatchSpec:
-        step, micro_batch = divmod(item, self._batch_split.accumulation_steps)
-        return self._train_job(step=step, micro_batch=micro_batch)
-
-
-class DaliEvalLoader:
-    """This rank's share of the evaluation batches."""
-
-    name = "dali"
-
-    def __init__(
-        self,
-        data: DataConfig,
-        index: Index,
-        *,
-        batch_size: int,
-        rank: int,
-        world_size: int,
-        device: torch.device,
-        num_workers: int,
-    ) -> None:
-        self.num_batches = order.num_eval_batches(len(index), batch_size)
-        self._items = range(rank, self.num_batches, world_size)
-        self._decoder = _Decoder(
-            data,
-            index,
-            device=device,
-            num_workers=num_workers,
-            batch_size=min(batch_size, len(index)),
-            is_plain=True,
-        )
-        self._eval_job = partial(order.eval_spec, data, index, batch_size=batch_size)
-
-    def batches(self) -> Generator[Batch, None, None]:
-        """Batches rank, rank + world_size, ...; every sample is in one batch of one rank."""
-        return self._decoder.run(lambda item: self._eval_job(batch=item), self._items)
+        return self._stage(images, spec, self._graph.goes_to)
