@@ -25,7 +25,7 @@ $(STAMP): requirements.lock pyproject.toml tools/install.sh
 	@touch $(STAMP)
 
 train: $(STAMP)
-	$(BIN)/torchrun --nproc_per_node $(NPROC) -m resnet_dist.train
+	$(BIN)/resnet-dist train --nproc $(NPROC)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
@@ -57,7 +57,7 @@ docs: $(STAMP)
 	$(BIN)/python -m resnet_dist.config.help.page > docs/configuration.md
 
 bench: $(STAMP)
-	$(BIN)/python -m resnet_dist.bench
+	$(BIN)/resnet-dist bench
 
 lock: $(STAMP)
 	UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile -q pyproject.toml --extra dev \
