@@ -1,11 +1,14 @@
 """What does the loop cost? A step inside `fit` against the same step of a bare loop, in turn.
 
-    python benchmarks/loop_overhead.py [--steps 400] [key=value ...]
+    python benchmarks/loop_overhead.py [--steps 400] [--parts] [key=value ...]
 
 One process, two equal models, the same batches of one loader: each batch is trained on inside
 `fit` (with meters, JSONL, TensorBoard, console, schedule and signals as in any run) and by the ten
 lines of `bare_step`, in alternating order. The time of a step of `fit` is from the moment it gets
 a batch until it asks for the next one. Prints the medians and the total times, and their ratios.
+
+With `--parts` it is measured again with one part of `fit` left out at a time, three times each in
+turn: what is gone from the difference of fit and bare is the cost of that part.
 """
 
 from __future__ import annotations
@@ -20,9 +23,12 @@ import time
 from collections.abc import Generator
 from contextlib import closing
 
+import torch
 from run_parts import build_run
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from resnet_dist import step as step_module
 from resnet_dist.build import build_state
 from resnet_dist.config import Config
 from resnet_dist.config.load import load_config
@@ -75,8 +81,8 @@ class AlternatingLoader:
         self.seconds["bare"].append(time.perf_counter() - start)
 
 
-def measure(config: Config, steps: int) -> dict[str, list[float]]:
-    """Seconds of each counted step of both."""
+def measure(config: Config, steps: int, *, without: str = "") -> dict[str, list[float]]:
+    """Seconds of each counted step of both; `without`: one of `PARTS`."""
     built = build_run(config)
     state, use = built.state, built.use
     bare = build_state(config, built.datasets, built.world)
@@ -86,21 +92,81 @@ def measure(config: Config, steps: int) -> dict[str, list[float]]:
         use.cadence, steps_per_epoch=10**9, num_steps=10**9, stop_step=stop_step
     )
     loader = AlternatingLoader(use.train_loader, bare, use, smoothing=config.loss.label_smoothing)
+    use = dataclasses.replace(use, train_loader=loader, cadence=cadence)
+    _stub(use, state, without)
     with (
         contextlib.redirect_stdout(io.StringIO()),
         built.watchdog,
         closing(use.recorder),
         closing(use.saver),
     ):
-        fit(state, dataclasses.replace(use, train_loader=loader, cadence=cadence))
+        fit(state, use)
     return {name: values[WARM_UP : WARM_UP + steps] for name, values in loader.seconds.items()}
+
+
+def _keep_loss(loss: Tensor) -> Tensor:
+    return loss
+
+
+def _stub(use: Components, state: TrainState, part: str) -> None:
+    """Leave a part of `fit` out."""
+    zero = torch.zeros(())
+    if part == "norm of the gradient":
+        step_module._total_norm = lambda _: zero  # type: ignore[assignment]
+    elif part == "guard against non-finite steps":
+        state.guard.begin = lambda: None  # type: ignore[method-assign]
+        state.guard.check_loss = _keep_loss  # type: ignore[method-assign]
+        state.guard.decide = lambda *_, **__: zero  # type: ignore[method-assign]
+    elif part == "meters":
+        state.meter.update = lambda *_: None  # type: ignore[method-assign]
+        read = {"loss": 1.0, "top1": 0.0, "top5": 0.0, "samples": 1.0}
+        state.meter.read_and_reset = lambda _: dict(read)  # type: ignore[method-assign]
+        use.step.__dict__["on_logits"] = lambda *_: None
+    elif part == "log steps":
+        use.cadence.__dict__["log"] = dataclasses.replace(use.cadence.log, every_steps=10**9)
+        use.cadence.__dict__["steps_per_epoch"] = 10**9
+    elif part == "stop, watchdog, stragglers, saver":
+        use.stop.sync_requested = lambda _: False  # type: ignore[method-assign]
+        use.saver.poll = lambda: None  # type: ignore[method-assign]
+        use.guards.watchdog.beat = lambda *_: None  # type: ignore[method-assign]
+
+
+PARTS = (
+    "norm of the gradient",
+    "guard against non-finite steps",
+    "meters",
+    "log steps",
+    "stop, watchdog, stragglers, saver",
+)
+
+
+def measure_parts(overrides: list[str], steps: int) -> None:
+    """Print what each part of `fit` costs, ms per step: medians of three measurements in turn."""
+    norm = step_module._total_norm
+    costs: dict[str, list[float]] = {name: [] for name in ("all of it", *PARTS)}
+    for _ in range(3):
+        for name, values in costs.items():
+            with tempfile.TemporaryDirectory() as folder:
+                config = load_config([], [f"run.dir={folder}", *overrides]).config
+                seconds = measure(config, steps, without=name)
+            step_module._total_norm = norm
+            fit_ms, bare_ms = (1e3 * statistics.median(seconds[kind]) for kind in ("fit", "bare"))
+            values.append(fit_ms - bare_ms)
+    whole = statistics.median(costs.pop("all of it"))
+    print(f"fit - bare: {whole:.3f} ms per step; of that")
+    for name, values in costs.items():
+        print(f"  {whole - statistics.median(values):7.3f}  {name}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--parts", action="store_true", help="measure the parts of the difference")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     arguments = parser.parse_args()
+    if arguments.parts:
+        measure_parts(["train.epochs=1000", *arguments.overrides], arguments.steps)
+        return
     with tempfile.TemporaryDirectory() as folder:
         overrides = [f"run.dir={folder}", "train.epochs=1000", *arguments.overrides]
         seconds = measure(load_config([], overrides).config, arguments.steps)
