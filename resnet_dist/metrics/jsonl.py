@@ -19,9 +19,8 @@ from pathlib import Path
 
 from resnet_dist.errors import UserError
 from resnet_dist.metrics.null import NullRecorder
-from resnet_dist.system.append import AppendOnlyFile
 from resnet_dist.system.failpoints import failpoint
-from resnet_dist.system.files import replace_file
+from resnet_dist.system.files import AppendOnlyFile, replace_file
 
 Record = dict[str, float | int]
 """`step` (int) and numbers by tag."""
@@ -46,13 +45,11 @@ class JsonlRecorder(NullRecorder):
         self._file.append(line.encode("ascii") + b"\n")
 
     def flush(self) -> None:
-        """See `Recorder.flush`."""
         failpoint("records.before_jsonl_flush")
         self._file.flush()
         failpoint("records.after_jsonl_flush")
 
     def close(self) -> None:
-        """See `Recorder.close`."""
         self._file.close()
 
 

@@ -10,20 +10,14 @@ from torch import Tensor
 class NullRecorder:
     """Drops everything. A sink derives from it and overrides what it takes."""
 
-    def scalars(self, step: int, values: Mapping[str, float | int]) -> None:
-        """See `Recorder.scalars`."""
+    def scalars(self, step: int, values: Mapping[str, float | int]) -> None: ...
 
-    def images(self, step: int, tag: str, images: Tensor) -> None:
-        """See `Recorder.images`."""
+    def images(self, step: int, tag: str, images: Tensor) -> None: ...
 
-    def text(self, step: int, tag: str, text: str) -> None:
-        """See `Recorder.text`."""
+    def text(self, step: int, tag: str, text: str) -> None: ...
 
-    def message(self, text: str) -> None:
-        """See `Recorder.message`."""
+    def message(self, text: str) -> None: ...
 
-    def flush(self) -> None:
-        """See `Recorder.flush`."""
+    def flush(self) -> None: ...
 
-    def close(self) -> None:
-        """See `Recorder.close`."""
+    def close(self) -> None: ...

@@ -56,27 +56,22 @@ class MultiRecorder:
         self._recorders = tuple(recorders)
 
     def scalars(self, step: int, values: Mapping[str, float | int]) -> None:
-        """See `Recorder.scalars`."""
         for recorder in self._recorders:
             recorder.scalars(step, values)
 
     def images(self, step: int, tag: str, images: Tensor) -> None:
-        """See `Recorder.images`."""
         for recorder in self._recorders:
             recorder.images(step, tag, images)
 
     def text(self, step: int, tag: str, text: str) -> None:
-        """See `Recorder.text`."""
         for recorder in self._recorders:
             recorder.text(step, tag, text)
 
     def message(self, text: str) -> None:
-        """See `Recorder.message`."""
         for recorder in self._recorders:
             recorder.message(text)
 
     def flush(self) -> None:
-        """See `Recorder.flush`."""
         for recorder in self._recorders:
             recorder.flush()
 

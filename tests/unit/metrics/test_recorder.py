@@ -21,8 +21,7 @@ from resnet_dist.metrics.console import BarConsole, LineConsole, build_console
 from resnet_dist.metrics.jsonl import JsonlRecorder, read_records
 from resnet_dist.metrics.null import NullRecorder
 from resnet_dist.metrics.recorder import MultiRecorder, Recorder, build_recorder
-from resnet_dist.system.append import AppendOnlyFile
-from resnet_dist.system.files import replace_file
+from resnet_dist.system.files import AppendOnlyFile, replace_file
 from tests.unit.metrics.event_files import accumulated_steps, raw_steps
 
 TRAIN = {
