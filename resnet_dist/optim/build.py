@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from resnet_dist.config import OptimConfig
 from resnet_dist.optim.groups import parameter_groups
-from resnet_dist.optim.layerwise import LAMB, LARS
+from resnet_dist.optim.lamb import LAMB
+from resnet_dist.optim.lars import LARS
 
 # One kernel for all parameters, and under loss scaling the decision to skip stays on the device.
 _FUSED_DEVICES = frozenset({"cpu", "cuda"})

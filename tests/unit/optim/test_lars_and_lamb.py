@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from resnet_dist.config import OptimConfig
 from resnet_dist.optim.build import build_optimizer
-from resnet_dist.optim.layerwise import LAMB, LARS
+from resnet_dist.optim.lamb import LAMB
+from resnet_dist.optim.lars import LARS
 from resnet_dist.optim.schedules import apply_schedule
 
 CONFIGS = {
