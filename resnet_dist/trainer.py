@@ -41,8 +41,9 @@ from resnet_dist.faults.preflight import sync_preflight
 from resnet_dist.faults.watchdog import sync_build_watchdog
 from resnet_dist.loop import Components, Outcome, fit
 from resnet_dist.performance.build import check_device
-from resnet_dist.run.folder import prepare_run_folder, run_folder, versions, write_end, write_facts
+from resnet_dist.run.folder import prepare_run_folder, run_folder, write_end, write_facts
 from resnet_dist.run.lock import sync_own_run_folder
+from resnet_dist.run.versions import versions
 from resnet_dist.state import TrainState
 from resnet_dist.step import AUTOCAST_DTYPES
 from resnet_dist.system.ranks import is_started_by_torchrun
@@ -102,7 +103,7 @@ def run(resolved: Resolved, world: World) -> int:
     batch_split = choose_batch_split(config.train, world.size)
     state = sync_attempt(world, build_state, config, datasets, world)
     folder = run_folder(config.run)
-    checkpoints = CheckpointManager(folder / "checkpoints", config.checkpoint)
+    checkpoints = CheckpointManager(folder, config.checkpoint)
     fingerprint = fingerprint_of(config, datasets, batch_split)
     restore = partial(
         sync_restore,

@@ -1,13 +1,12 @@
 """The checkpoints of one run folder: which there are, which is used, which are kept.
 
-Owns names (`step_00001234.pt`, `best.pt`), retention, and the choice at a restart. Used by rank 0
-alone but for `sync_load`. Promises that the newest checkpoint is never deleted.
+Owns retention and the choice at a restart; names are `run.checkpoint_files`'s. Used by rank 0 alone
+except for `sync_load`. Promises that the newest checkpoint is never deleted.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,12 +22,15 @@ from resnet_dist.checkpoint.files import (
 )
 from resnet_dist.config import CheckpointConfig
 from resnet_dist.errors import UserError
+from resnet_dist.run.checkpoint_files import (
+    BEST,
+    checkpoint_folder,
+    checkpoint_path,
+    checkpoint_steps,
+)
 from resnet_dist.system.failpoints import failpoint
 from resnet_dist.system.files import sync_folder
 from resnet_dist.world import World, sync_attempt, sync_broadcast_bytes, sync_broadcast_object
-
-BEST = "best.pt"
-_NAME = re.compile(r"step_(\d+)\.pt")
 
 
 @dataclass(frozen=True)
@@ -38,14 +40,15 @@ class Loaded:
     path: Path
     payload: dict[str, Any]
     notes: list[str]
-    """What the user should know: files that were set aside."""
+    """What the user should know: files that were quarantined."""
 
 
 class CheckpointManager:
     """Saves to and finds in one folder."""
 
-    def __init__(self, folder: Path, config: CheckpointConfig) -> None:
-        self.folder = folder
+    def __init__(self, run_dir: Path, config: CheckpointConfig) -> None:
+        self.run_dir = run_dir
+        self.folder = checkpoint_folder(run_dir)
         self._keep_last = config.keep_last
         self._keep_best = config.keep_best
 
@@ -56,14 +59,11 @@ class CheckpointManager:
 
     def path(self, step: int) -> Path:
         """The file of a step's checkpoint."""
-        return self.folder / f"step_{step:08d}.pt"
+        return checkpoint_path(self.run_dir, step)
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, ascending."""
-        if not self.folder.is_dir():
-            return []
-        matches = (_NAME.fullmatch(entry.name) for entry in self.folder.iterdir())
-        return sorted(int(match.group(1)) for match in matches if match)
+        return checkpoint_steps(self.run_dir)
 
     def save(self, payload: dict[str, Any], *, step: int, is_best: bool) -> Path:
         """Commit a checkpoint, then point `best.pt` at it, then apply retention.
@@ -165,7 +165,7 @@ def _find(manager: CheckpointManager, resume: str) -> tuple[Path, bytearray, lis
     if resume == "never":
         if manager.steps():
             raise UserError(
-                f"run.resume (never): {manager.folder.parent} already holds a run with "
+                f"run.resume (never): {manager.run_dir} already holds a run with "
                 f"checkpoints; give run.dir a new folder, or go on with run.resume=auto"
             )
         return None

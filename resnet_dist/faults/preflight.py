@@ -15,7 +15,7 @@ import torch
 import torch.distributed
 
 from resnet_dist.errors import AgreedError
-from resnet_dist.run.folder import package_versions
+from resnet_dist.run.versions import package_versions
 from resnet_dist.world import World, sync_gather_objects
 
 _NUM_ELEMENTS = 1 << 18

@@ -33,7 +33,7 @@ def payload(step: int) -> dict[str, Any]:
 
 
 def make_manager(folder: Path, keep_last: int = 3) -> CheckpointManager:
-    manager = CheckpointManager(folder / "checkpoints", CheckpointConfig(keep_last=keep_last))
+    manager = CheckpointManager(folder, CheckpointConfig(keep_last=keep_last))
     manager.open()
     return manager
 

@@ -39,7 +39,7 @@ class Records:
 
 class Setup:
     def __init__(self, folder: Path, *, max_failures: int = 3) -> None:
-        self.manager = CheckpointManager(folder / "checkpoints", CheckpointConfig(keep_last=2))
+        self.manager = CheckpointManager(folder, CheckpointConfig(keep_last=2))
         self.manager.open()
         self.records = Records()
         self.told: list[str] = []

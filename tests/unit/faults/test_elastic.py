@@ -54,7 +54,7 @@ def test_a_worker_dies_with_its_agent() -> None:
 
 ORPHAN = """
 import os, sys, time
-from resnet_dist.system.parent import die_with_parent
+from resnet_dist.system.processes import die_with_parent
 while os.getppid() == int(sys.argv[1]):
     time.sleep(0.01)
 die_with_parent()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import math
-import os
 import subprocess
 import sys
 import textwrap
@@ -21,7 +19,6 @@ from resnet_dist.metrics.console import BarConsole, LineConsole, build_console
 from resnet_dist.metrics.jsonl import JsonlRecorder, read_records
 from resnet_dist.metrics.null import NullRecorder
 from resnet_dist.metrics.recorder import MultiRecorder, Recorder, build_recorder
-from resnet_dist.system.files import AppendOnlyFile, replace_file
 from tests.unit.metrics.event_files import accumulated_steps, raw_steps
 
 TRAIN = {
@@ -123,50 +120,6 @@ def test_jsonl_rubbish_after_what_was_flushed_goes_and_before_it_is_an_error(
     assert path.read_bytes() == foreign
     with pytest.raises(UserError, match="line 2"):
         read_records(path)
-
-
-def test_a_full_disk_loses_no_record_and_only_flush_insists(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    class FullDisk:
-        """Takes 3 bytes, then none, until there is room again."""
-
-        def __init__(self, file: Any) -> None:
-            self.file, self.room = file, 3
-
-        def write(self, data: bytes) -> int:
-            if self.room == 0:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            count = min(len(data), self.room)
-            self.room -= count
-            return int(self.file.write(data[:count]))
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self.file, name)
-
-    file = AppendOnlyFile(tmp_path / "records")
-    full = FullDisk(file._file)
-    file._file = full  # type: ignore[assignment]
-    file.append(b"first\n")
-    file.append(b"second\n")
-    assert (tmp_path / "records").read_bytes() == b"fir"
-    with pytest.raises(OSError, match="No space"):
-        file.flush()
-    assert capsys.readouterr().err.count("warning") == 1
-    full.room = 1000
-    file.append(b"third\n")
-    file.close()
-    file.close()
-    assert (tmp_path / "records").read_bytes() == b"first\nsecond\nthird\n"
-
-
-def test_replace_file_leaves_the_old_one_if_writing_fails(tmp_path: Path) -> None:
-    path = tmp_path / "x"
-    path.write_text("old")
-    with pytest.raises(ZeroDivisionError):
-        replace_file(path, lambda file: file.write(b"new") // 0)
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 RUN = """
