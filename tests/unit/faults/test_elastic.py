@@ -20,7 +20,7 @@ import torch
 from resnet_dist.config import DistConfig
 from resnet_dist.errors import UserError
 from resnet_dist.run import lock
-from resnet_dist.system import parent
+from resnet_dist.system import processes
 from resnet_dist.world import World, prepare_nccl, start_process_group
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
@@ -66,7 +66,7 @@ def test_a_worker_whose_agent_is_dead_already_does_not_start() -> None:
     start = "subprocess.Popen([sys.executable, '-c', sys.argv[1], str(os.getpid())])"
     command = [sys.executable, "-c", f"import os, subprocess, sys; {start}", ORPHAN]
     ended = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-    if not parent._is_left_over(1):
+    if not processes._is_left_over(1):
         pytest.skip("process 1 is a Python here, and could be a launcher")
     assert ended.stdout == ""
 
