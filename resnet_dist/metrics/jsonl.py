@@ -1,4 +1,4 @@
-"""metrics.jsonl: the scalars of a run, one JSON object a line, exact.
+"""metrics.jsonl: the scalars of a run, one JSON object per line, exact.
 
     {"step": 150, "epoch": 1.5, "train/loss": 0.5120000243186951, ..., "time": 1760000000.123}
 
@@ -27,7 +27,7 @@ Record = dict[str, float | int]
 
 
 class JsonlRecorder(NullRecorder):
-    """Appends scalars to a file; a line is whole, or cut off at the next start."""
+    """Appends scalars to a file; a line that a kill cut short is dropped at the next start."""
 
     def __init__(self, path: Path, *, resume_step: int) -> None:
         """Open the file after dropping what it holds beyond `resume_step` (at 0: all).
@@ -79,7 +79,7 @@ def _drop_after(path: Path, step: int) -> None:
         if record is None:
             first_unreadable = first_unreadable or number
         elif 0 < step >= record["step"]:
-            # A power cut may leave rubbish after what was flushed, never before it.
+            # A power cut may leave rubbish after the flushed part, never before it.
             if first_unreadable is not None:
                 raise _not_a_record(path, first_unreadable)
             kept.append(line)
@@ -106,7 +106,7 @@ def _parse(line: bytes) -> Record | None:
 
 
 def _plain(value: float | int) -> float | int | str:
-    """A number as JSON can hold it; anything else that `float()` takes becomes a float."""
+    """A number that JSON can hold; anything else that `float()` takes becomes a float."""
     if isinstance(value, int):
         return value
     value = float(value)

@@ -1,4 +1,4 @@
-"""The recorder that takes nothing: what the other ranks get, and what a sink starts from."""
+"""The recorder of all ranks except the main one, and the base of the sinks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class NullRecorder:
-    """Drops everything. A sink derives from it and overrides what it takes."""
+    """Drops everything. A sink derives from it and overrides what it records."""
 
     def scalars(self, step: int, values: Mapping[str, float | int]) -> None: ...
 

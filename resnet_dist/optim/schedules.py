@@ -11,7 +11,7 @@ span the remaining `num_steps - warmup_steps` steps, and would reach `final_lr` 
 one after the last update: with p = (step - warmup_steps) / (num_steps - warmup_steps)
 
     cosine      final_lr + (lr - final_lr) * (1 + cos(pi p)) / 2     (Loshchilov and Hutter 2016,
-                arXiv:1608.03983, equation 5; torch's CosineAnnealingLR stepped once an update)
+                arXiv:1608.03983, equation 5; torch's CosineAnnealingLR stepped once per update)
     polynomial  final_lr + (lr - final_lr) * (1 - p) ** power        (MLPerf's ResNet reference)
 
 `step` multiplies by `step_factor` at each milestone, in epochs from the start of the run.

@@ -6,7 +6,7 @@ file holds one JSON object that names the owner; it is true only while the lock 
 
 An elastic job may start again while its former rank 0, perhaps on a host that was cut off, still
 waits for its peers; until its own time-out ends it, it holds the lock. The new rank 0 waits for
-that. Any other owner is another run, and refused at once.
+that. Any other owner is another run, and is rejected at once.
 
 Imports torch only in the ranks' part, so that a launcher can ask who owns a folder.
 """

@@ -53,7 +53,7 @@ def sync_folder(folder: Path) -> None:
 
 
 class AppendOnlyFile:
-    """Appends whole records, each handed to the kernel at once, so that a kill loses none.
+    """Appends whole records, each passed to the kernel at once, so that a kill loses none.
 
     A record that cannot be written (a full disk) is kept in memory and tried again with the next
     one: a full disk does not end the training. Only `flush` insists.
@@ -87,8 +87,8 @@ class AppendOnlyFile:
     def close(self) -> None:
         """Flush and close; warn on stderr about records that are lost. Closing twice is fine.
 
-        The checkpoint that promises these records could not be written either: started again, the
-        run goes on from one that does not.
+        The checkpoint that promises these records could not be written either: a restart
+        resumes from one that does not.
         """
         if not self._file.closed:
             try:
@@ -107,8 +107,8 @@ class AppendOnlyFile:
         )
 
     def _write_pending(self) -> None:
-        # A write that stops half way leaves the rest of the record pending, so going on mends it;
-        # a kill before that leaves a part of a record, which the next start cuts off.
+        # A write that stops half way leaves the rest of the record pending, and the next write
+        # completes it; a kill before that leaves a part of a record, which the next start drops.
         while self._pending:
             written = self._file.write(self._pending)
             assert written is not None  # the file is blocking

@@ -42,7 +42,7 @@ def test_a_rank_that_sleeps_is_named_by_all(run_root: Path, tmp_path: Path) -> N
     assert all(culprit in line for line in lines), lines
     written = reports(run_dir)
     assert sorted(written) == [0, 1, 2]
-    assert written[1][0]["phase"] == "begin of the next step"
+    assert written[1][0]["phase"] == "beginning of the next step"
     assert written[0][0]["phase"] == written[2][0]["phase"] == "training step"
     for _, text in written.values():
         assert culprit in text

@@ -41,8 +41,8 @@ def test_the_line_says_whether_data_or_computation_is_slow() -> None:
     text = describe(times((20, 1), (90, 60), (22, 1)), HOSTS)
     assert "rank 1 (host b) takes 90 ms" in text
     assert "median rank 22 ms" in text
-    assert "it is the waiting for data (data: 60 ms, median 1 ms)" in text
-    assert "it is the computation" in describe(times((20, 1), (90, 3), (22, 1)), HOSTS)
+    assert "the cause is waiting for data (data: 60 ms, median 1 ms)" in text
+    assert "the cause is computation" in describe(times((20, 1), (90, 3), (22, 1)), HOSTS)
 
 
 def test_scalars() -> None:
@@ -116,7 +116,7 @@ def test_a_slow_rank_of_a_run_is_named(run_root: Path, tmp_path: Path, sync: str
     assert lines, ended.output
     assert len(lines) < 3  # intervals
     assert all(f"rank 2 (host {socket.gethostname()})" in line for line in lines)
-    assert "it is the computation" in lines[-1]
+    assert "the cause is computation" in lines[-1]
     # In the first interval starting the readers takes longest.
     measured = [record for record in records(run_dir) if "train/loss" in record][1:]
     assert [record["stragglers/slowest_rank"] for record in measured] == [2, 2]

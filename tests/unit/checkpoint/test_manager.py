@@ -118,7 +118,7 @@ def test_best_survives_without_hard_links(tmp_path: Path, monkeypatch: pytest.Mo
     assert decode_checkpoint(read_verified(manager.folder / "best.pt"), tmp_path)["step"] == 1
 
 
-def test_damaged_newest_is_set_aside_and_the_one_before_used(tmp_path: Path) -> None:
+def test_damaged_newest_is_quarantined_and_the_one_before_used(tmp_path: Path) -> None:
     manager = make_manager(tmp_path)
     save(manager, 1, 2, 3)
     manager.path(3).write_bytes(b"")
@@ -136,7 +136,7 @@ def test_nothing_good_left_is_an_error_not_a_new_run(tmp_path: Path) -> None:
     manager = make_manager(tmp_path)
     save(manager, 1)
     manager.path(1).write_bytes(b"garbage")
-    for _ in range(2):  # the second time the file is set aside already
+    for _ in range(2):  # the second time the file is quarantined already
         with pytest.raises(UserError, match="no checkpoint is left that can be used"):
             sync_load(manager, "auto", WORLD)
 
@@ -153,7 +153,7 @@ def test_removed_while_it_is_looked_for(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_one_that_cannot_be_read_is_an_error_and_stays(tmp_path: Path) -> None:
-    """Not damaged, as far as we know: going on from an older one would throw it away."""
+    """Not damaged, as far as we know: resuming from an older one would throw it away."""
     manager = make_manager(tmp_path)
     save(manager, 1)
     manager.path(2).mkdir()
@@ -209,7 +209,7 @@ def test_a_named_start_gives_way_to_the_runs_own_checkpoints(tmp_path: Path) -> 
     loaded = sync_load(own, str(other.path(7)), WORLD)
     assert loaded is not None
     assert loaded.payload["step"] == 9
-    assert "going on with those" in loaded.notes[0]
+    assert "resuming from those" in loaded.notes[0]
 
 
 KILLS = [

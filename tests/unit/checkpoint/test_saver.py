@@ -15,8 +15,7 @@ import torch
 from resnet_dist.checkpoint import saver as saver_module
 from resnet_dist.checkpoint.files import decode_checkpoint, read_verified
 from resnet_dist.checkpoint.manager import CheckpointManager
-from resnet_dist.checkpoint.saver import BackgroundSaver
-from resnet_dist.checkpoint.snapshot import Snapshots
+from resnet_dist.checkpoint.saver import BackgroundSaver, Snapshots
 from resnet_dist.config import CheckpointConfig
 from resnet_dist.errors import UserError
 
@@ -134,7 +133,7 @@ def test_a_full_disk_is_reported_and_does_not_end_the_run(setup: Setup) -> None:
     for step in (31, 32, 33):
         assert not setup.saver.has_given_up
         setup.save(step)
-        with pytest.raises(UserError, match=r"goes on from step 20"):
+        with pytest.raises(UserError, match=r"resumes from step 20"):
             setup.saver.finish()
     assert setup.saver.has_given_up
     assert "so the run stops" in setup.told[-1]
