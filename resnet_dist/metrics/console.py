@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from resnet_dist.metrics.null import NullRecorder
+from resnet_dist.metrics.null import NullRecorder, is_validation
 
 
 class _Bar(tqdm):  # type: ignore[type-arg]
@@ -98,11 +98,6 @@ def build_console(
     if progress == "bar" or (progress == "auto" and is_terminal):
         return BarConsole(resume_step=resume_step, **sizes)
     return LineConsole(**sizes)
-
-
-def is_validation(values: Mapping[str, float | int]) -> bool:
-    """Whether a record is that of an evaluation."""
-    return any(tag.startswith("val/") for tag in values)
 
 
 def describe_position(step: int, num_steps: int, steps_per_epoch: int) -> str:

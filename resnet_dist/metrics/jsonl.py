@@ -3,7 +3,7 @@
     {"step": 150, "epoch": 1.5, "train/loss": 0.5120000243186951, ..., "time": 1760000000.123}
 
 One line is one call of `scalars`, so a step at which the run logs and evaluates has two lines, the
-training record first; no tag is in two lines of one step. Floats are written so that they read
+training record first; of the tags only `epoch` is in both. Floats are written so that they read
 back bit for bit. JSON has no NaN and no infinities: they are the strings "NaN", "Infinity" and
 "-Infinity", which `float()` and `read_records` understand and every JSON reader accepts. `time` is
 the clock when the line was written, seconds since 1970.

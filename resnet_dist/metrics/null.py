@@ -21,3 +21,8 @@ class NullRecorder:
     def flush(self) -> None: ...
 
     def close(self) -> None: ...
+
+
+def is_validation(values: Mapping[str, float | int]) -> bool:
+    """Whether a record is that of an evaluation."""
+    return any(tag.startswith("val/") for tag in values)

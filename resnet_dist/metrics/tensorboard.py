@@ -34,7 +34,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 from torch.utils.tensorboard import summary as torch_summary
 
-from resnet_dist.metrics.null import NullRecorder
+from resnet_dist.metrics.null import NullRecorder, is_validation
 from resnet_dist.system.failpoints import failpoint
 from resnet_dist.system.files import AppendOnlyFile, replace_file
 
@@ -60,6 +60,8 @@ class TensorBoardRecorder(NullRecorder):
 
     def scalars(self, step: int, values: Mapping[str, float | int]) -> None:
         """Write one event of all values (float32 there)."""
+        if is_validation(values):  # `epoch` is in the training record of that step already
+            values = {tag: value for tag, value in values.items() if tag != "epoch"}
         points = [Summary.Value(tag=tag, simple_value=float(v)) for tag, v in values.items()]
         self._write(Event(step=step, summary=Summary(value=points)))
 

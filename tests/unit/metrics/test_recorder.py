@@ -166,6 +166,7 @@ def test_every_step_once_in_both_sinks_after_two_kills(tmp_path: Path) -> None:
     assert all(record["train/loss"] == 1 / record["step"] for record in trained)
 
     expected = {
+        "epoch": list(range(1, 41)),
         "train/loss": list(range(1, 41)),
         "train/lr": list(range(1, 41)),
         "val/top1": [10, 20, 30, 40],
