@@ -1,10 +1,12 @@
-"""Files that survive a kill, a power cut and a full disk: replaced whole, or appended to."""
+"""Files that survive a kill, a power cut and a full disk: replaced whole, or appended to; locks."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 from typing import BinaryIO
@@ -48,6 +50,22 @@ def sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool = True) -> Iterator[int]:
+    """Hold an exclusive lock on a file, which is made if it is not there; yields its descriptor.
+
+    The lock is the kernel's: it ends with the process that holds it, however that ends, so none is
+    ever stale. On NFS it holds between nodes. Raises BlockingIOError if `wait` is False and another
+    process holds it, OSError if the file cannot be made; leaves its content alone.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield descriptor
     finally:
         os.close(descriptor)
 
