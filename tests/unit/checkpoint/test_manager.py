@@ -86,7 +86,7 @@ def test_any_truncation_is_noticed(whole: bytes, tmp_path: Path, data: st.DataOb
         read_verified(path)
 
 
-def test_foreign_files_are_refused(tmp_path: Path) -> None:
+def test_foreign_files_are_rejected(tmp_path: Path) -> None:
     foreign = tmp_path / "foreign.pt"
     torch.save({"state_dict": {}}, foreign)
     with pytest.raises(CorruptCheckpointError, match="was not written by resnet_dist"):
@@ -141,7 +141,9 @@ def test_nothing_good_left_is_an_error_not_a_new_run(tmp_path: Path) -> None:
             sync_load(manager, "auto", WORLD)
 
 
-def test_removed_while_it_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_removed_while_it_is_looked_for_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A mock of the moment: the name was listed, and then the file is gone."""
     manager = make_manager(tmp_path)
     save(manager, 1, 2)
@@ -152,7 +154,7 @@ def test_removed_while_it_is_looked_for(tmp_path: Path, monkeypatch: pytest.Monk
     assert loaded.notes == []
 
 
-def test_one_that_cannot_be_read_is_an_error_and_stays(tmp_path: Path) -> None:
+def test_a_checkpoint_that_cannot_be_read_is_an_error_and_stays(tmp_path: Path) -> None:
     """Not damaged, as far as we know: resuming from an older one would throw it away."""
     manager = make_manager(tmp_path)
     save(manager, 1)
@@ -162,7 +164,7 @@ def test_one_that_cannot_be_read_is_an_error_and_stays(tmp_path: Path) -> None:
     assert manager.steps() == [1, 2]
 
 
-def test_set_aside_twice_keeps_both(tmp_path: Path) -> None:
+def test_a_step_quarantined_twice_keeps_both_files(tmp_path: Path) -> None:
     manager = make_manager(tmp_path)
     save(manager, 1)
     for _ in range(2):
@@ -180,7 +182,7 @@ def test_retention_never_deletes_what_was_just_written(tmp_path: Path) -> None:
     assert 5 in manager.steps()
 
 
-def test_resume_modes(tmp_path: Path) -> None:
+def test_each_resume_mode_finds_what_it_promises(tmp_path: Path) -> None:
     manager = make_manager(tmp_path)
     assert sync_load(manager, "auto", WORLD) is None
     assert sync_load(manager, "never", WORLD) is None
@@ -226,7 +228,9 @@ KILLS = [
 
 
 @pytest.mark.parametrize(("name", "newest"), KILLS)
-def test_kill_in_the_middle_of_a_save(tmp_path: Path, name: str, newest: int) -> None:
+def test_a_kill_in_the_middle_of_a_save_leaves_a_good_checkpoint(
+    tmp_path: Path, name: str, newest: int
+) -> None:
     """Steps 1 and 2 are saved; the save of step 3 dies at the failpoint, for real."""
     manager = make_manager(tmp_path, keep_last=2)
     save(manager, 1, 2, best=2)

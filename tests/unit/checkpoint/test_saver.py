@@ -146,7 +146,7 @@ def test_an_error_that_is_no_fault_of_the_disk_is_raised(setup: Setup) -> None:
         setup.saver.finish()
 
 
-def test_trial(setup: Setup, tmp_path: Path) -> None:
+def test_a_trial_checkpoint_is_written_and_deleted(setup: Setup, tmp_path: Path) -> None:
     line = setup.saver.probe(setup.payload())
     assert line.startswith("checkpoints: 0.0 MiB, written in ")
     assert list(setup.manager.folder.iterdir()) == []

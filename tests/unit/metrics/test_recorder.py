@@ -71,7 +71,7 @@ def test_jsonl_floats_come_back_bit_for_bit(tmp_path: Path) -> None:
     json.loads((tmp_path / "m.jsonl").read_text(), parse_constant=refuse)
 
 
-def test_jsonl_cut_at_any_byte_goes_on_without_gap_or_repeat(tmp_path: Path) -> None:
+def test_jsonl_cut_at_any_byte_resumes_without_gap_or_repeat(tmp_path: Path) -> None:
     whole = tmp_path / "whole.jsonl"
     recorder = JsonlRecorder(whole, resume_step=0)
     for step in range(1, 5):
@@ -221,7 +221,7 @@ def test_closing_reaches_every_recorder() -> None:
     assert len(closed) == 2
 
 
-def test_lines_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_show_position_loss_rate_and_time_left(capsys: pytest.CaptureFixture[str]) -> None:
     console = build_console("auto", resume_step=0, num_steps=400, steps_per_epoch=50)
     assert isinstance(console, LineConsole)  # the test's output is not a terminal
     console.scalars(150, TRAIN)
