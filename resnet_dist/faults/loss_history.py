@@ -12,13 +12,13 @@ import statistics
 from collections import deque
 
 RECORDED = 20
-"""Records that are kept."""
+"""Number of records that are kept."""
 FEWEST = 3
 """Fewest records to judge by."""
 LARGEST_DEVIATION = 6.0
-"""In standard deviations; and at least `LARGEST_CHANGE`."""
+"""Largest rise that is not suspicious, in standard deviations; at least `LARGEST_CHANGE`."""
 LARGEST_CHANGE = 0.25
-"""As a share of the mean loss. The first epochs fall fast: only a rise is suspicious."""
+"""Share of the mean loss. The loss of the first epochs falls fast: only a rise is suspicious."""
 
 
 class LossHistory:

@@ -26,7 +26,7 @@ class Position(NamedTuple):
 
 @dataclass(frozen=True)
 class Report:
-    """Where one rank stalled."""
+    """The place where one rank stalled."""
 
     rank: int
     host: str

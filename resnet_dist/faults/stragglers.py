@@ -43,7 +43,7 @@ class RankTimes:
     """One rank's means over a log interval, milliseconds per step."""
 
     first_sync_ms: float
-    """From the beginning of the step to its first collective, waiting for data included."""
+    """Time from the beginning of the step to its first collective, waiting for data included."""
     data_wait_ms: float
 
 
@@ -124,18 +124,15 @@ class Stragglers:
 
 
 class NullStragglers(Stragglers):
-    """Compares nothing."""
+    """Compares nothing, and registers no hooks."""
 
-    def __init__(self) -> None:
-        """No hooks."""
+    def __init__(self) -> None: ...
 
-    def begin_step(self) -> None:
-        """Nothing."""
+    def begin_step(self) -> None: ...
 
     def sync_read_and_reset(
         self, data_wait_ms: float, tell: Callable[[str], None]
     ) -> dict[str, float]:
-        """Nothing."""
         del data_wait_ms, tell
         return {}
 

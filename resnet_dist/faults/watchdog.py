@@ -202,32 +202,24 @@ class Watchdog:
 
 
 class NullWatchdog(Watchdog):
-    """Watches nothing."""
+    """Watches nothing: starts no thread, and writes no file."""
 
-    def __init__(self) -> None:
-        """No thread, no file."""
+    def __init__(self) -> None: ...
 
     def __enter__(self) -> NullWatchdog:
-        """Nothing."""
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Nothing."""
+    def __exit__(self, *_: object) -> None: ...
 
-    def beat(self, step: int, phase: Phase) -> None:
-        """Nothing."""
+    def beat(self, step: int, phase: Phase) -> None: ...
 
-    def enter(self, phase: Phase) -> None:
-        """Nothing."""
+    def enter(self, phase: Phase) -> None: ...
 
-    def begin_wait(self) -> None:
-        """Nothing."""
+    def begin_wait(self) -> None: ...
 
-    def end_wait(self) -> None:
-        """Nothing."""
+    def end_wait(self) -> None: ...
 
     def watch_evaluation(self, loader: BatchSource[T]) -> BatchSource[T]:
-        """The loader itself."""
         return loader
 
 

@@ -96,7 +96,9 @@ class _SyncBatchNormCpu(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """With g = weight / sqrt(var + eps), xhat the normalised input and N the global count
+        """Gradients of input, weight and bias.
+
+        With g = weight / sqrt(var + eps), xhat the normalised input and N the global count
 
             dx = g * (dy - sum(dy) / N - xhat * sum(dy * xhat) / N)
 

@@ -1,4 +1,4 @@
-"""From an optim section to a torch optimizer. A new one is one `case`."""
+"""Construction of the optimizer from its config section. A new one is one `case`."""
 
 from __future__ import annotations
 

@@ -127,14 +127,14 @@ def _shape(
 
 
 def _cosine(start: float, end: float, progress: float) -> float:
-    """From start to end along half a cosine, as torch's schedulers write it."""
+    """The value between start and end along half a cosine, as torch's schedulers write it."""
     return end + (start - end) / 2.0 * (1.0 + math.cos(math.pi * progress))
 
 
 def _one_cycle(
     step: int, *, values: tuple[float, float, float], peak_share: float, num_steps: int
 ) -> float:
-    """From values[0] to values[1] at the peak and to values[2] at the last update.
+    """The value between values[0], values[1] at the peak, and values[2] at the last update.
 
     The peak lies at step `peak_share * num_steps - 1`, a fraction as a rule, as in OneCycleLR.
     """

@@ -43,7 +43,7 @@ class Owner:
     """The process that trains in a run folder."""
 
     pid: int | None
-    """None: its name is not in the file, or not yet."""
+    """Its process id; None if the file does not name it (yet)."""
     host: str | None
     job: str | None = None
     """Id that all starts of its elastic job share."""

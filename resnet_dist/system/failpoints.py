@@ -7,7 +7,7 @@
     RESNET_DIST_FAILPOINT="step.begin@3=kill;step.loss=damage"   several
 
 Actions: `kill` (SIGKILL, as a power cut; the default), `stop` (SIGSTOP: the process hangs),
-`sleep:SECONDS`, `damage` (the caller spoils what it holds). With `RESNET_DIST_FAILPOINT_LOG=FILE`
+`sleep:SECONDS`, `damage` (the caller damages what it holds). With `RESNET_DIST_FAILPOINT_LOG=FILE`
 each fault that happens is first written to that file, `<spec> rank <rank> step <count>`, and one
 that is in it already from an earlier process does not happen again, so that a restarted run gets
 past it. Without the variable a failpoint costs one look-up. Owns nothing else.
@@ -51,11 +51,11 @@ KILL_NAMES = (
     "resume.before_load",
     "resume.after_load",
 )
-"""Where the kill-anywhere suite kills."""
+"""Failpoints at which the kill-anywhere suite kills."""
 
 DAMAGE_NAMES = ("step.loss", "step.parameters", "checkpoint.digest")
-"""Where `damage` spoils: the loss becomes NaN, one parameter of this rank changes, the digest of
-the next batch is another."""
+"""Failpoints of `damage`: the loss becomes NaN, one parameter of this rank changes, the digest of
+the next batch differs."""
 
 NAMES = (*KILL_NAMES, *DAMAGE_NAMES)
 

@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 
 def _pass(_stage: str) -> None:
-    """Nothing happens between the stages."""
+    """Do nothing between the stages."""
 
 
 def replace_file(
