@@ -38,7 +38,8 @@ from resnet_dist.optim.scaling import build_scaler
 from resnet_dist.optim.schedules import build_momentum_schedule, build_schedule
 from resnet_dist.performance.build import sync_build_step
 from resnet_dist.performance.wrap import first_synchronised
-from resnet_dist.run.folder import run_folder, versions
+from resnet_dist.run.folder import run_folder
+from resnet_dist.run.versions import versions
 from resnet_dist.state import TrainState
 from resnet_dist.step import AUTOCAST_DTYPES
 from resnet_dist.system.failpoints import failpoint
@@ -159,7 +160,7 @@ def build_records(
     if not world.is_main:
         return recorder, NullSaver()
     saver = BackgroundSaver(
-        CheckpointManager(folder / "checkpoints", config.checkpoint),
+        CheckpointManager(folder, config.checkpoint),
         device=world.device,
         max_failures=config.checkpoint.max_failures,
         flush_records=recorder.flush,

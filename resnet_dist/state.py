@@ -16,7 +16,7 @@ from resnet_dist.faults.loss_history import LossHistory
 from resnet_dist.faults.non_finite import NonFiniteGuard
 from resnet_dist.metrics.meters import TrainMeter
 from resnet_dist.optim.ema import ModelEma
-from resnet_dist.optim.layerwise import LARS
+from resnet_dist.optim.lars import LARS
 
 
 @dataclass
@@ -33,7 +33,7 @@ class TrainState:
     guard: NonFiniteGuard
     """Counts of skipped steps."""
     losses: LossHistory
-    """Recorded losses of late."""
+    """The latest recorded losses."""
     step: int = 0
     """Completed optimizer updates."""
     best_top1: float = -1.0

@@ -41,9 +41,10 @@ from resnet_dist.faults.watchdog import sync_build_watchdog
 from resnet_dist.loop import Components, fit
 from resnet_dist.performance.build import check_device
 from resnet_dist.report import run_summary
-from resnet_dist.run.folder import prepare_run_folder, run_folder, versions, write_end, write_facts
+from resnet_dist.run.folder import prepare_run_folder, run_folder, write_end, write_facts
 from resnet_dist.run.lock import sync_own_run_folder
 from resnet_dist.run.outcome import Outcome
+from resnet_dist.run.versions import versions
 from resnet_dist.state import TrainState
 from resnet_dist.step import AUTOCAST_DTYPES
 from resnet_dist.system.ranks import is_started_by_torchrun
@@ -103,7 +104,7 @@ def run(resolved: Resolved, world: World) -> int:
     batch_split = choose_batch_split(config.train, world.size)
     state = sync_attempt(world, build_state, config, datasets, world)
     folder = run_folder(config.run)
-    checkpoints = CheckpointManager(folder / "checkpoints", config.checkpoint)
+    checkpoints = CheckpointManager(folder, config.checkpoint)
     fingerprint = fingerprint_of(config, datasets, batch_split)
     restore = partial(
         sync_restore,
@@ -175,7 +176,7 @@ def fit_or_go_back(
 
 
 def fit_and_close(state: TrainState, use: Components) -> Outcome:
-    """See that a checkpoint can be written, then fit; whatever happens, a write in progress is
+    """Probe that a checkpoint can be written, then fit; whatever happens, a write in progress is
     completed."""
     with closing(use.recorder), closing(use.saver), closing(use.step), use.stop:
         if state.step < use.cadence.stop_step:  # else nothing is left to do, and nothing to save

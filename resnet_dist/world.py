@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from resnet_dist.config import DistConfig
 from resnet_dist.errors import AgreedError, UserError
-from resnet_dist.system.parent import die_with_parent
+from resnet_dist.system.processes import die_with_parent
 from resnet_dist.system.ranks import is_started_by_torchrun, launched_ranks
 
 P = ParamSpec("P")

@@ -21,7 +21,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.run import parse_args, run
 
 from launch.records.attempt import Attempt, AttemptName
-from resnet_dist.system.parent import die_with_parent
+from resnet_dist.system.processes import die_with_parent
 
 
 class _Notes(logging.Handler):

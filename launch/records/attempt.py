@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.records.json_files import append_line, read_json, write_json
+from resnet_dist.system.json_files import append_line, read_json, write_json
 
 _POLL_S = 0.5
 

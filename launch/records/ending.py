@@ -12,7 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from launch.records.attempt import AttemptName
-from launch.records.json_files import read_json, write_json
+from resnet_dist.system.json_files import read_json, write_json
 
 BAD_INPUT_CODE = 2
 """Exit code of a trainer that was given bad input, and of the batch script of its job."""

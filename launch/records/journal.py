@@ -14,9 +14,10 @@ from typing import Any, TypeVar
 
 from launch.records.attempt import AttemptName, attempts, is_cancelled
 from launch.records.ending import PastEnding, read_ending
-from launch.records.json_files import read_json, read_lines, write_json
-from launch.records.progress import DONE, newest_step
+from launch.records.progress import DONE
 from launch.records.submissions import submission_folder
+from resnet_dist.run.checkpoint_files import newest_step
+from resnet_dist.system.json_files import read_json, read_lines, write_json
 
 _DEFAULT_SIGNAL_DELAY_S = 120.0
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.records.json_files import read_lines
 from resnet_dist.run.outcome import Outcome
+from resnet_dist.system.json_files import read_lines
 
 _TAIL_BYTES = 1 << 20
 """More than the records of an epoch, so that the last evaluation is among them."""
@@ -68,9 +68,3 @@ def last_outcome(run_dir: Path) -> Outcome | None:
     """Outcome of the last start of the training that ended by itself."""
     ends = read_lines(run_dir / "ends.jsonl")
     return Outcome(ends[-1]["outcome"]) if ends else None
-
-
-def newest_step(run_dir: Path) -> int:
-    """Step of the newest checkpoint; 0 without any."""
-    names = [path.stem.removeprefix("step_") for path in run_dir.glob("checkpoints/step_*.pt")]
-    return max((int(name) for name in names if name.isdigit()), default=0)

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.records.json_files import read_json, write_json
 from resnet_dist.errors import UserError
+from resnet_dist.system.json_files import read_json, write_json
 
 
 @dataclass(frozen=True)

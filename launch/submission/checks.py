@@ -7,11 +7,12 @@ from pathlib import Path
 
 from launch.cluster import slurm
 from launch.cluster.options import ClusterConfig
-from launch.records.progress import last_outcome, newest_step
+from launch.records.progress import last_outcome
 from launch.records.submissions import last_submission
 from resnet_dist.config import Config
 from resnet_dist.data.micro_batches import choose_batch_split
 from resnet_dist.errors import UserError
+from resnet_dist.run.checkpoint_files import newest_step
 from resnet_dist.run.lock import owner_of
 from resnet_dist.run.outcome import Outcome
 

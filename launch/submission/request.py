@@ -16,7 +16,6 @@ from launch.cluster.options import ClusterConfig
 from launch.cluster.partitions import check_request
 from launch.node.job import TrainJob
 from launch.records.attempt import withdraw_cancel
-from launch.records.json_files import write_json
 from launch.records.submissions import (
     Submission,
     next_number,
@@ -31,6 +30,7 @@ from resnet_dist.config.load import Resolved
 from resnet_dist.errors import UserError
 from resnet_dist.run.folder import run_folder
 from resnet_dist.system.files import replace_file
+from resnet_dist.system.json_files import write_json
 
 
 @dataclass(frozen=True)

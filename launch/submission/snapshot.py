@@ -7,7 +7,7 @@ from pathlib import Path
 
 import launch
 import resnet_dist
-from resnet_dist.run.folder import REVISION_FILE, versions
+from resnet_dist.run.versions import REVISION_FILE, versions
 
 _LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
 

@@ -1,4 +1,4 @@
-"""Writing a large file around the page cache, where the file system can.
+"""Writing a large file around the page cache, where the file system supports that.
 
 On a busy machine the pages for a checkpoint cost more processor time than all the rest of a save
 (0.75 of 1.0 s for 300 MB, docs/benchmarks), and they drive training data out of the cache.
@@ -44,7 +44,7 @@ class DirectWriter:
         self._file.seek(self._written)
 
     def close(self) -> None:
-        """Let go of everything, whatever is still to be written."""
+        """Release everything, whatever is still to be written."""
         self._close()
         self._chunk.close()
 

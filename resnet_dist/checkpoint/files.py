@@ -1,4 +1,4 @@
-"""One checkpoint file: written whole or not at all, verified when it is read.
+"""One checkpoint file: written completely or not at all, verified when it is read.
 
 A file is what `torch.save` makes, a zip archive, whose archive comment holds the SHA-256 of
 everything before it. So `torch.load(path, weights_only=True)` reads it anywhere, and any change of

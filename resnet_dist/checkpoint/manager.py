@@ -1,13 +1,12 @@
-"""The checkpoints of one run folder: which there are, which is used, which are kept.
+"""The checkpoints of one run folder: which exist, which one is loaded, which ones are kept.
 
-Owns names (`step_00001234.pt`, `best.pt`), retention, and the choice at a restart. Used by rank 0
-alone but for `sync_load`. Promises that the newest checkpoint is never deleted.
+Owns retention and the choice at a restart; names are `run.checkpoint_files`'s. Used by rank 0 alone
+except for `sync_load`. Promises that the newest checkpoint is never deleted.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,12 +22,15 @@ from resnet_dist.checkpoint.files import (
 )
 from resnet_dist.config import CheckpointConfig
 from resnet_dist.errors import UserError
+from resnet_dist.run.checkpoint_files import (
+    BEST,
+    checkpoint_folder,
+    checkpoint_path,
+    checkpoint_steps,
+)
 from resnet_dist.system.failpoints import failpoint
 from resnet_dist.system.files import sync_folder
 from resnet_dist.world import World, sync_attempt, sync_broadcast_bytes, sync_broadcast_object
-
-BEST = "best.pt"
-_NAME = re.compile(r"step_(\d+)\.pt")
 
 
 @dataclass(frozen=True)
@@ -38,14 +40,15 @@ class Loaded:
     path: Path
     payload: dict[str, Any]
     notes: list[str]
-    """What the user should know: files that were set aside."""
+    """What the user should know: files that were quarantined."""
 
 
 class CheckpointManager:
     """Saves to and finds in one folder."""
 
-    def __init__(self, folder: Path, config: CheckpointConfig) -> None:
-        self.folder = folder
+    def __init__(self, run_dir: Path, config: CheckpointConfig) -> None:
+        self.run_dir = run_dir
+        self.folder = checkpoint_folder(run_dir)
         self._keep_last = config.keep_last
         self._keep_best = config.keep_best
 
@@ -56,14 +59,11 @@ class CheckpointManager:
 
     def path(self, step: int) -> Path:
         """The file of a step's checkpoint."""
-        return self.folder / f"step_{step:08d}.pt"
+        return checkpoint_path(self.run_dir, step)
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, ascending."""
-        if not self.folder.is_dir():
-            return []
-        matches = (_NAME.fullmatch(entry.name) for entry in self.folder.iterdir())
-        return sorted(int(match.group(1)) for match in matches if match)
+        return checkpoint_steps(self.run_dir)
 
     def save(self, payload: dict[str, Any], *, step: int, is_best: bool) -> Path:
         """Commit a checkpoint, then point `best.pt` at it, then apply retention.
@@ -106,7 +106,7 @@ class CheckpointManager:
             _quarantine(path, why)
 
     def read_newest(self) -> tuple[Path, bytearray, list[str]] | None:
-        """The newest file that verifies. Files that do not are set aside under another name."""
+        """The newest file that verifies. Files that do not are quarantined."""
         notes: list[str] = []
         for step in reversed(self.steps()):
             path = self.path(step)
@@ -116,25 +116,27 @@ class CheckpointManager:
                 continue
             except CorruptCheckpointError as error:
                 aside = _quarantine(path, "corrupt")
-                notes.append(f"{error}; it is set aside as {aside.name}, the one before it is used")
+                notes.append(
+                    f"{error}; it is quarantined as {aside.name}, the one before it is used"
+                )
             except OSError as error:
                 raise UserError(
-                    f"checkpoint ({path}): cannot be read ({error.strerror}); see to the file "
+                    f"checkpoint ({path}): cannot be read ({error.strerror}); check the file "
                     f"system and start again, or move the file away to use the one before it"
                 ) from error
         others = sorted(path.name for path in self.folder.glob("step_*.pt.*"))
-        if others:  # also at the next start: a run that had checkpoints never begins anew by itself
+        if others:  # also at the next start: a run that had checkpoints never starts over by itself
             lines = [*notes, f"run folder ({self.folder}): no checkpoint is left that can be used"]
             raise UserError(
-                "\n".join(lines) + f" ({', '.join(others)} are set aside); give run.dir a new "
-                f"folder to start anew, there with run.resume={self.folder / BEST} to go on from "
+                "\n".join(lines) + f" ({', '.join(others)} are quarantined); give run.dir a new "
+                f"folder to start over, with run.resume={self.folder / BEST} to continue from "
                 f"the best one if it exists"
             )
         return None
 
 
 def _quarantine(path: Path, why: str) -> Path:
-    """Rename a checkpoint so that it is never loaded by itself again, nor ever overwritten."""
+    """Rename a checkpoint so that it is never loaded automatically again, and never overwritten."""
     aside = path.with_name(f"{path.name}.{why}")
     number = 1
     while aside.exists():
@@ -148,7 +150,7 @@ def sync_load(manager: CheckpointManager, resume: str, world: World) -> Loaded |
     """Find, verify and distribute the checkpoint that `run.resume` asks for.
 
     All ranks must call it. Rank 0 reads, the others get its bytes: thousands of ranks must not
-    read from shared storage, and all must agree which file it is. None: start anew.
+    read from shared storage, and all must agree which file it is. None means a new run.
     Raises UserError, the same on all ranks.
     """
     found = sync_attempt(world, lambda: _find(manager, resume) if world.is_main else None)
@@ -165,8 +167,8 @@ def _find(manager: CheckpointManager, resume: str) -> tuple[Path, bytearray, lis
     if resume == "never":
         if manager.steps():
             raise UserError(
-                f"run.resume (never): {manager.folder.parent} already holds a run with "
-                f"checkpoints; give run.dir a new folder, or go on with run.resume=auto"
+                f"run.resume (never): {manager.run_dir} already holds a run with "
+                f"checkpoints; give run.dir a new folder, or continue it with run.resume=auto"
             )
         return None
     if resume in ("auto", "required"):
@@ -174,14 +176,15 @@ def _find(manager: CheckpointManager, resume: str) -> tuple[Path, bytearray, lis
         if newest is None and resume == "required":
             raise UserError(
                 f"run.resume (required): there is no checkpoint in {manager.folder}; check "
-                f"run.dir, or start anew with run.resume=auto"
+                f"run.dir, or start a new run with run.resume=auto"
             )
         return newest
     return _find_named(manager, Path(resume).expanduser())
 
 
 def _find_named(manager: CheckpointManager, path: Path) -> tuple[Path, bytearray, list[str]]:
-    """A named file starts a run; once the run folder has its own checkpoints, these go on.
+    """A named file starts a run; once the run folder has its own checkpoints, it resumes from
+    these.
 
     So a job that names its starting point may be requeued without going back to it.
     """
@@ -190,7 +193,7 @@ def _find_named(manager: CheckpointManager, path: Path) -> tuple[Path, bytearray
     if own and not inside:
         newest = manager.read_newest()
         assert newest is not None
-        note = f"run.resume ({path}): the run folder has its own checkpoints, going on with those"
+        note = f"run.resume ({path}): the run folder has its own checkpoints, resuming from those"
         return newest[0], newest[1], [*newest[2], note]
     if not path.is_file():
         raise UserError(

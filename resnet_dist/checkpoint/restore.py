@@ -10,7 +10,7 @@ from resnet_dist.checkpoint.manager import CheckpointManager, Loaded, sync_load
 from resnet_dist.config import Config
 from resnet_dist.config.load import Difference, exact_differences
 from resnet_dist.errors import AgreedError, UserError
-from resnet_dist.run.folder import versions
+from resnet_dist.run.versions import versions
 from resnet_dist.system.failpoints import failpoint
 from resnet_dist.world import World, sync_attempt
 

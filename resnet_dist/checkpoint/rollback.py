@@ -1,7 +1,8 @@
-"""After many steps in a row without a finite gradient: back to the last good checkpoint, or stop.
+"""Reaction to many steps in a row without a finite gradient: back to the last good checkpoint, or
+stop.
 
-Goes back once, for a cause that does not come again (a bad memory cell, a flaky link). What is a
-function of data and weights comes again, and then the run ends with the diagnosis.
+Goes back once, for a cause that does not recur (a bad memory cell, a flaky link). What is a
+function of data and weights recurs, and then the run ends with the diagnosis.
 """
 
 from __future__ import annotations

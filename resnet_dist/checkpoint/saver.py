@@ -1,6 +1,6 @@
-"""Saves in the background: the step is held up for a snapshot only.
+"""Saving in the background: the step is held up for a snapshot in host memory only.
 
-Owns the one writer thread and what becomes of its errors. Promises that at most one save is in
+Owns the one writer thread and the handling of its errors. Promises that at most one save is in
 flight, that saves commit in the order in which they were asked for, and that one that fails leaves
 all older checkpoints alone and does not end the training before `checkpoint.max_failures` in a row.
 """
@@ -18,16 +18,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from resnet_dist.checkpoint.files import write_checkpoint
 from resnet_dist.checkpoint.manager import CheckpointManager
-from resnet_dist.checkpoint.snapshot import Snapshots
 from resnet_dist.errors import UserError
 from resnet_dist.system.failpoints import failpoint
 
 LONGEST_WAIT_S = 60.0
-"""How long a step waits for the save before; longer, and its own save is left out. A file system
-that hangs must not stop the training."""
+"""Longest time that a step waits for the previous save; after that its own save is left out. A file
+system that hangs must not stop the training."""
 SLOW_SAVE_S = 20.0
 """torchrun kills a worker 30 s after SIGTERM, so a save must take less than that."""
 
@@ -36,8 +36,8 @@ class Saver(Protocol):
     """Saves checkpoints; on ranks other than the main one it does nothing."""
 
     def probe(self, payload: dict[str, Any]) -> str:
-        """Before the first step: write a real checkpoint and remove it again. Returns a line about
-        its size and time. Raises UserError if it cannot be written."""
+        """Write a trial checkpoint before the first step, and delete it. Returns a line about its
+        size and time. Raises UserError if it cannot be written."""
         ...
 
     def save(self, payload: dict[str, Any], *, step: int, is_best: bool) -> None:
@@ -45,13 +45,13 @@ class Saver(Protocol):
         ...
 
     def poll(self) -> None:
-        """Between steps, costs next to nothing: see what became of the last save, and tell the
-        user if it failed."""
+        """Check between steps whether the last save is complete, and tell the user if it failed.
+        Costs next to nothing."""
         ...
 
     def read_times(self) -> dict[str, float]:
-        """Of the last save since the last call, empty if there was none: blocked_ms, how long the
-        step was held up, and write_s, how long it took in the background to be durable."""
+        """Times of the last save since the last call, empty if there was none: blocked_ms, how long
+        the step was held up, and write_s, how long it took in the background to be durable."""
         ...
 
     @property
@@ -64,35 +64,84 @@ class Saver(Protocol):
         ...
 
     def close(self) -> None:
-        """Wait for the writer, whatever becomes of it."""
+        """Wait for the writer, whether or not it succeeds."""
         ...
 
 
 class NullSaver:
-    """For ranks that save nothing."""
-
-    def probe(self, payload: dict[str, Any]) -> str:
-        """See `Saver.probe`."""
-        del payload
-        return ""
-
-    def save(self, payload: dict[str, Any], *, step: int, is_best: bool) -> None:
-        """See `Saver.save`."""
-
-    def poll(self) -> None:
-        """See `Saver.poll`."""
-
-    def read_times(self) -> dict[str, float]:
-        """See `Saver.read_times`."""
-        return {}
+    """The saver of ranks that save nothing."""
 
     has_given_up = False
 
-    def finish(self) -> None:
-        """See `Saver.finish`."""
+    def probe(self, payload: dict[str, Any]) -> str:
+        del payload
+        return ""
 
-    def close(self) -> None:
-        """See `Saver.close`."""
+    def save(self, payload: dict[str, Any], *, step: int, is_best: bool) -> None: ...
+
+    def poll(self) -> None: ...
+
+    def read_times(self) -> dict[str, float]:
+        return {}
+
+    def finish(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Snapshots:
+    """Takes snapshots of trees (dict, list, tuple) of tensors and plain values, one at a time.
+
+    Owns the host memory, which is allocated once and used again by every copy: a fresh allocation
+    of hundreds of MB costs more than the copy.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._buffers: dict[tuple[Any, ...], Tensor] = {}
+        self._stream: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._copied: torch.cuda.Event | None = None
+
+    def take(self, tree: dict[str, Any]) -> dict[str, Any]:
+        """The tree with copies of its tensors on the CPU, in the same memory layout.
+
+        They may be read after `wait`, until the next call. The host does not wait: on a GPU the
+        copies run on a stream of their own, behind the kernels that are on their way; what is
+        launched next on the current stream begins when the copies are done, for it changes the
+        tensors.
+        """
+        if self._stream is None:
+            return {key: self._copy(value, (key,)) for key, value in tree.items()}
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            result = {key: self._copy(value, (key,)) for key, value in tree.items()}
+            self._copied = self._stream.record_event()
+        current.wait_event(self._copied)
+        return result
+
+    def wait(self) -> None:
+        """Return when the copies of the last `take` are there. Any thread may call it."""
+        if self._copied is not None:
+            self._copied.synchronize()
+
+    def _copy(self, node: Any, path: tuple[Any, ...]) -> Any:
+        if isinstance(node, Tensor):
+            return self._buffer(node, path).copy_(node.detach(), non_blocking=True)
+        if isinstance(node, dict):
+            return {key: self._copy(value, (*path, key)) for key, value in node.items()}
+        if isinstance(node, (list, tuple)):
+            return type(node)(self._copy(value, (*path, i)) for i, value in enumerate(node))
+        return node
+
+    def _buffer(self, tensor: Tensor, path: tuple[Any, ...]) -> Tensor:
+        buffer = self._buffers.get(path)
+        if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
+            buffer = torch.empty_like(tensor, device="cpu", pin_memory=self._stream is not None)
+            self._buffers[path] = buffer
+        return buffer
 
 
 class BackgroundSaver:
@@ -123,10 +172,9 @@ class BackgroundSaver:
         self._failures = 0
         self._times: dict[str, float] = {}
         self._last_error: tuple[int, OSError] | None = None
-        """Of the newest save, if it failed."""
+        """(step, error) of the newest save, if it failed."""
 
     def probe(self, payload: dict[str, Any]) -> str:
-        """See `Saver.probe`."""
         path = self._manager.folder / f".trial.{os.getpid()}.tmp"
         start = time.monotonic()
         snapshot = self._snapshots.take(payload)  # allocates the host memory as well
@@ -141,8 +189,8 @@ class BackgroundSaver:
         line = f"checkpoints: {size / 2**20:.1f} MiB, written in {seconds:.2f} s in the background"
         if seconds > SLOW_SAVE_S:
             line += (
-                f"\nwarning: torchrun leaves a worker 30 s after SIGTERM, so a stop may lose what "
-                f"came after the last checkpoint; give a faster run.dir ({self._manager.folder})"
+                f"\nwarning: torchrun leaves a worker 30 s after SIGTERM, so a stop may lose the "
+                f"steps after the last checkpoint; give a faster run.dir ({self._manager.folder})"
             )
         return line
 
@@ -155,7 +203,6 @@ class BackgroundSaver:
             path.unlink(missing_ok=True)
 
     def save(self, payload: dict[str, Any], *, step: int, is_best: bool) -> None:
-        """See `Saver.save`."""
         start = time.monotonic()
         if self._in_flight is not None:
             wait([self._in_flight[-1]], timeout=LONGEST_WAIT_S)
@@ -163,7 +210,8 @@ class BackgroundSaver:
         if self._in_flight is not None:
             self._tell(
                 f"warning: no checkpoint of step {step}: the one of step {self._in_flight[0]} is "
-                f"still being written; see whether {self._manager.folder} hangs, or save less often"
+                f"still being written; check whether {self._manager.folder} hangs, or save less "
+                f"often"
             )
             return
         failpoint("checkpoint.before_snapshot")
@@ -180,7 +228,6 @@ class BackgroundSaver:
         return time.monotonic() - start
 
     def poll(self) -> None:
-        """See `Saver.poll`."""
         if self._in_flight is None or not self._in_flight[-1].done():
             return
         step, is_best, blocked_ms, future = self._in_flight
@@ -194,13 +241,11 @@ class BackgroundSaver:
         self._times = {"blocked_ms": blocked_ms, "write_s": seconds}
 
     def read_times(self) -> dict[str, float]:
-        """See `Saver.read_times`."""
         times, self._times = self._times, {}
         return times
 
     @property
     def has_given_up(self) -> bool:
-        """See `Saver.has_given_up`."""
         return self._failures >= self._max_failures
 
     def _fail(self, step: int, is_best: bool, error: OSError) -> None:
@@ -208,7 +253,7 @@ class BackgroundSaver:
         self._last_error = (step, error)
         folder = self._manager.folder
         best = ", and best.pt stays as it was" if is_best else ""
-        then = "training goes on and tries again when the next one is due"
+        then = "training continues and tries again when the next one is due"
         if self.has_given_up:
             then = "that is as many as checkpoint.max_failures allows, so the run stops"
         self._tell(
@@ -218,7 +263,6 @@ class BackgroundSaver:
         )
 
     def finish(self) -> None:
-        """See `Saver.finish`."""
         if self._in_flight is not None:
             wait([self._in_flight[-1]])
             self.poll()
@@ -227,12 +271,11 @@ class BackgroundSaver:
             raise UserError(
                 f"checkpoint of step {step}, the last one, cannot be written "
                 f"({error.strerror or error}) to {self._manager.folder}; {_remedy(error)} and "
-                f"start the same command again: it goes on from step "
+                f"start the same command again: it resumes from step "
                 f"{max(self._manager.steps(), default=0)}"
             )
 
     def close(self) -> None:
-        """See `Saver.close`."""
         self._pool.shutdown(wait=True)
         if self._in_flight is not None and self._in_flight[-1].exception() is not None:
             # On the way out with another error: that one is raised, this one must not be lost.
@@ -242,7 +285,7 @@ class BackgroundSaver:
 
 def _remedy(error: OSError) -> str:
     is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return "free some space there" if is_full else "see to that file system"
+    return "free some space there" if is_full else "check that file system"
 
 
 def _free(folder: Path) -> str:

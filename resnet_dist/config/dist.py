@@ -8,7 +8,7 @@ from typing import Literal
 from resnet_dist.config.setting import check_section, setting
 
 _LONGEST_S = 1e7
-"""Four months: what waits longer waits for ever, and torch counts milliseconds."""
+"""Four months: what waits longer waits without end, and torch counts milliseconds."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,7 +39,7 @@ class Counts:
     num_used: int
     """Uses in all."""
     most: int
-    """Of any one sample."""
+    """Most uses of any one sample."""
 
 
 def replay_epoch(order: SampleOrder, epoch: int, starts: Sequence[Start]) -> Counts:

@@ -40,7 +40,7 @@ class Specs(Protocol):
 
     @property
     def seed(self) -> int:
-        """Of what is random."""
+        """Seed of what is random."""
         ...
 
     @property

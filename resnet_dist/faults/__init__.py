@@ -1,1 +1,1 @@
-"""What goes wrong with a run from outside or inside, and how it is noticed."""
+"""Faults from outside and inside: how they are detected, reported, and survived."""

@@ -20,7 +20,7 @@ def sync_diagnose(
     loss_scale: float,
     world: World,
 ) -> str:
-    """Step, ranks, samples and loss scale where the latest row of skipped steps began, in words.
+    """Step, ranks, samples and loss scale where the latest row of skipped steps began, as text.
 
     `samples_of(rank, step)`: ids of the samples that a rank computes in a step. `losses`: the
     latest recorded ones. All ranks must call it.

@@ -1,4 +1,4 @@
-"""The guards of a run, as the loop sees them."""
+"""The guards of a run, in the form in which the loop uses them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from resnet_dist.world import World
 
 @dataclass(frozen=True)
 class Guards:
-    """Who watches the run go on."""
+    """What watches over a running training."""
 
     watchdog: Watchdog
     stragglers: Stragglers
@@ -26,7 +26,7 @@ class Guards:
     """`sync_check_replicas` with everything but the step."""
 
     def begin_step(self, step: int) -> None:
-        """The step after `step` completed ones begins."""
+        """Note that the step after `step` completed ones begins."""
         self.watchdog.beat(step, Phase.BEGIN)
         self.stragglers.begin_step()
 

@@ -1,4 +1,4 @@
-"""Which host each rank runs on, so that whoever reads a message knows where to look."""
+"""The host of each rank, so that messages say where to look."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The training losses of late, so that the first one after a restart can be judged.
+"""The latest training losses, by which the first one after a restart is judged.
 
-A run that goes on from a checkpoint has the loss it had; a jump means that something was not
+A run that resumes from a checkpoint has the loss it had; a jump means that something was not
 restored as it was (weights, optimizer, data). The digest of the next batch finds wrong samples for
 certain; this finds what no digest covers.
 """
@@ -12,13 +12,13 @@ import statistics
 from collections import deque
 
 RECORDED = 20
-"""Records that are kept."""
+"""Number of records that are kept."""
 FEWEST = 3
-"""With fewer records nothing is judged."""
+"""Fewest records to judge by."""
 LARGEST_DEVIATION = 6.0
-"""In standard deviations; and at least `LARGEST_CHANGE`."""
+"""Largest rise that is not suspicious, in standard deviations; at least `LARGEST_CHANGE`."""
 LARGEST_CHANGE = 0.25
-"""As a share of the mean loss. The first epochs fall fast: only a rise is suspicious."""
+"""Share of the mean loss. The loss of the first epochs falls fast: only a rise is suspicious."""
 
 
 class LossHistory:
@@ -29,8 +29,8 @@ class LossHistory:
         self._to_judge: list[float] = []
 
     def add(self, loss: float) -> str | None:
-        """Note the loss of a log interval. After a restart the first one is judged: returns a
-        sentence if it is suspicious."""
+        """Record the loss of a log interval. After a restart the first one is judged: returns a
+        warning if it is suspicious."""
         before, self._to_judge = self._to_judge, []
         self._losses.append(loss)
         return _judge(before, loss)

@@ -2,7 +2,7 @@
 
 Promises that such a step leaves weights, optimizer state and batch norm's running statistics as
 they were, on every rank alike, without the host waiting for the device: the decision is a tensor
-that the fused optimizers take (`found_inf`). What is done after many of them is the loop's matter.
+that the fused optimizers take (`found_inf`). The loop decides what happens after many of them.
 
 A loss that is not finite spoils the gradient on purpose: through the all-reduce every rank then
 learns of it and skips the same step.
@@ -55,7 +55,7 @@ class NonFiniteGuard:
         return self._flat
 
     def begin(self) -> None:
-        """Before the step's first forward pass."""
+        """Save the buffers before the step's first forward pass."""
         for saved, flat in zip(self._saved, self._flat, strict=True):
             saved.copy_(flat)
         self._own_loss_is_bad.zero_()
@@ -96,7 +96,7 @@ class NonFiniteGuard:
         return SkipCounts(total, in_a_row, longest, first, own)
 
     def begin_interval(self) -> None:
-        """From now on `longest` counts anew, from the current row on."""
+        """Restart `longest`, at the current row of skipped steps."""
         self._counts[2] = self._counts[1]
 
     def state_dict(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from resnet_dist.system.signals import STOP_SIGNALS
 from resnet_dist.world import World
 
 STALLED_EXIT_CODE = GuardError.exit_code
-"""Exit code of a rank that got no further, as of every run that a guard ended (EX_SOFTWARE).
+"""Exit code of a stalled rank, and of every run that a guard ended (EX_SOFTWARE).
 A restart resumes from its newest checkpoint."""
 
 AGREEMENT_INTERVAL_S = 2.0
@@ -30,7 +30,7 @@ AGREEMENT_INTERVAL_S = 2.0
 TORCHRUN_GRACE_S = 30.0
 """torchrun sends SIGKILL this long after SIGTERM."""
 SLOW_STOP_S = 20.0
-"""From here on the user is warned."""
+"""A stop that takes longer is reported with a warning."""
 
 
 class StopSignal:
@@ -84,10 +84,10 @@ class StopSignal:
         now = time.monotonic()
         steps = max(1, step - self._last_step)
         per_step = (now - self._last_time) / steps
-        is_asked = self._received_at is not None
+        is_requested = self._received_at is not None
         age = now - self._received_at if self._received_at is not None else 0.0
         flags = torch.tensor(
-            [float(is_asked), per_step, age, float(self._signal or 0)],
+            [float(is_requested), per_step, age, float(self._signal or 0)],
             dtype=torch.float64,
             device="cpu",
         )

@@ -1,8 +1,8 @@
-"""Are these ranks fit to train together? Asked once, before data is touched.
+"""Check that these ranks can train together, made once before any data is read.
 
-Owns three questions, each answered with the host to look at: does a small sum over all ranks come
-out right on each of them, has each a device of its own, and do all run the same versions. Whether
-there are as many ranks as asked for is known earlier (`dist.world_size`).
+Owns three checks, each of which names the host to look at: a small sum over all ranks is right on
+each of them, each has a device of its own, and all run the same versions. That there are as many
+ranks as requested is checked earlier (`dist.world_size`).
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import torch
 import torch.distributed
 
 from resnet_dist.errors import AgreedError
-from resnet_dist.run.folder import package_versions
+from resnet_dist.run.versions import package_versions
 from resnet_dist.world import World, sync_gather_objects
 
 _NUM_ELEMENTS = 1 << 18
-"""Of the tensor that is summed: 1 MiB, several packets and several of NCCL's chunks."""
+"""Size of the tensor that is summed: 1 MiB, several packets and several of NCCL's chunks."""
 
 _SAME_ON_ALL = ("torch", "nvidia-dali-cuda130", "numpy", "resnet_dist")
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What one rank says of itself."""
+    """What one rank reports about itself."""
 
     rank: int
     host: str
@@ -37,9 +37,9 @@ class Facts:
 
 
 def sync_preflight(world: World) -> None:
-    """Answer the three questions. All ranks must call it.
+    """Make the three checks. All ranks must call it.
 
-    Raises AgreedError that names every rank and host that is not fit.
+    Raises AgreedError that names every rank and host that fails one.
     """
     if world.size == 1:
         return
@@ -71,7 +71,7 @@ def _sync_sum_is_right(world: World) -> bool:
 
 
 def judge(facts: Sequence[Facts]) -> list[str]:
-    """What is wrong with these ranks: a sentence each, naming rank and host."""
+    """What is wrong with these ranks: one message per problem, naming rank and host."""
     problems = [
         f"rank {each.rank} on {each.host} got a wrong sum over all ranks; check its network and "
         f"memory, or leave that host out"

@@ -1,11 +1,11 @@
-"""Whether all ranks still hold the same weights, bit for bit, as data-parallel training assumes.
+"""Check that all ranks still hold the same weights, bit for bit, as data-parallel training assumes.
 
 Every rank applies the same summed gradients to the same weights with the same operations, so any
-difference is a fault: memory or arithmetic that went wrong silently, or a tensor that one rank has
-not got. It spreads by the gradients and never goes away by itself.
+difference is a fault: memory or arithmetic that went wrong silently, or a tensor that one rank did
+not receive. It spreads by the gradients and never goes away by itself.
 
 A tensor's hash is the sum of its bits taken as integers: any one flipped bit changes it. It is
-computed where the tensor lies; 16 bytes a rank travel while all agree.
+computed where the tensor lies; 16 bytes per rank are sent while all agree.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def named_tensors(
 
 
 def hash_tensors(tensors: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
-    """One int64 number a tensor, `[len(tensors)]` on `device`."""
+    """One int64 number per tensor, `[len(tensors)]` on `device`."""
     # Some optimizers keep their count of steps on the CPU.
     return torch.stack([_hash(tensor).to(device, non_blocking=True) for tensor in tensors])
 
@@ -122,7 +122,7 @@ def _describe(finding: Finding, step: int, hosts: tuple[str, ...]) -> str:
         f"replicas (step {step}): {ranks} against {others}: {finding.num_tensors} tensor(s) "
         f"differ, the first is {finding.tensor}; all ranks must hold the same bits, so this is "
         f"silent data corruption, a missed broadcast, or hosts that compute differently; nothing "
-        f"of this step is saved: start again to go on from the newest checkpoint, and take the "
+        f"of this step is saved: start again to resume from the newest checkpoint, and take the "
         f"host out if it is named again"
     )
 

@@ -1,4 +1,4 @@
-"""What a stalled rank writes down, and what the files of all ranks tell about the culprit."""
+"""The report of a stalled rank, and what the reports of all ranks say about the culprit."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Position(NamedTuple):
 
 @dataclass(frozen=True)
 class Report:
-    """Where one rank stalled."""
+    """The place where one rank stalled."""
 
     rank: int
     host: str
@@ -36,19 +36,19 @@ class Report:
     position: Position
     phase: str
     waited_s: float
-    """Since the last sign of progress, seconds."""
+    """Seconds since the last sign of progress."""
     where: str
     """What the main thread was doing."""
 
     def describe(self) -> str:
-        """In words."""
+        """The report in one sentence."""
         return (
             f"rank {self.rank} (host {self.host}, process {self.pid}) has got no further for "
             f"{self.waited_s:.0f} s after step {self.position.step} ({self.phase})"
         )
 
     def write(self, path: Path) -> None:
-        """The report for programs, for people, and the stacks of all threads.
+        """Write the report for programs, the one for people, and the stacks of all threads.
 
         Under its name when it is whole: the others read it at any time.
         """
@@ -79,7 +79,7 @@ def read_reports(folder: Path, start: str) -> list[Report]:
 
 
 def describe_culprit(reports: Sequence[Report], hosts: tuple[str, ...]) -> str:
-    """Who holds up the others, in words.
+    """Which ranks hold up the others, as text.
 
     First those that wrote nothing; else those that are behind; else, where all have come equally
     far, those whose main thread is elsewhere than that of most.

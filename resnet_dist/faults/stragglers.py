@@ -1,8 +1,8 @@
-"""Which rank is slow on its own, before it waits for the others.
+"""Detection of ranks that are slow on their own, before they wait for the others.
 
-In data-parallel training all ranks take as long as the slowest, so step times do not tell them
-apart. What does is the time from the begin of a step to the first collective in it. On GPUs it is
-taken by events on the stream, read at log steps only: no step waits for the device.
+In data-parallel training all ranks take as long as the slowest, so step times do not distinguish
+them. The time from the beginning of a step to its first collective does. On GPUs it is measured by
+events on the stream, read at log steps only: no step waits for the device.
 
 A limit: with synchronised batch norm the first collective comes after the first convolution, so
 that a rank that computes slowly shows by a small part of its forward pass alone.
@@ -25,10 +25,10 @@ from resnet_dist.faults.hosts import describe_ranks, sync_host_names
 from resnet_dist.world import World
 
 MAX_SAMPLES = 256
-"""Steps of a log interval that are timed, the latest ones: an event a step must not add up."""
+"""Steps of a log interval that are timed, the latest ones: one event per step must not add up."""
 
 LEAST_EXCESS_MS = 5.0
-"""A rank that takes less than this longer than the median is not worth a word."""
+"""A rank that exceeds the median by less is not reported."""
 
 REPEAT_AFTER = 20
 """Reports in a row of the same rank until it is named again."""
@@ -40,10 +40,10 @@ whose gradient is ready first."""
 
 @dataclass(frozen=True)
 class RankTimes:
-    """One rank's means over a log interval, milliseconds a step."""
+    """One rank's means over a log interval, milliseconds per step."""
 
     first_sync_ms: float
-    """From the begin of the step to its first collective, waiting for data included."""
+    """Time from the beginning of the step to its first collective, waiting for data included."""
     data_wait_ms: float
 
 
@@ -53,7 +53,7 @@ class Stragglers:
     def __init__(
         self, world: World, *, hosts: tuple[str, ...], factor: float, first_sync: FirstSync
     ) -> None:
-        """`factor`: as many times the median make a rank slow."""
+        """`factor`: how many times the median a slow rank takes."""
         self._world = world
         self._hosts = hosts
         self._factor = factor
@@ -70,7 +70,7 @@ class Stragglers:
             first_sync.register_forward_pre_hook(self._on_forward)
 
     def begin_step(self) -> None:
-        """A step begins."""
+        """Mark the beginning of a step."""
         self._close_step()
         self._begin = self._clock.mark()
 
@@ -92,7 +92,7 @@ class Stragglers:
     def sync_read_and_reset(
         self, data_wait_ms: float, tell: Callable[[str], None]
     ) -> dict[str, float]:
-        """Compare the ranks' times since the last call, of which `data_wait_ms` a step is this
+        """Compare the ranks' times since the last call, of which `data_wait_ms` per step is this
         rank's wait for data. All ranks must call it; the events must be over.
 
         Returns scalars by tag, the same on all ranks. `tell` takes a line about a slow rank.
@@ -124,18 +124,15 @@ class Stragglers:
 
 
 class NullStragglers(Stragglers):
-    """There is nothing to compare."""
+    """Compares nothing, and registers no hooks."""
 
-    def __init__(self) -> None:
-        """No hooks."""
+    def __init__(self) -> None: ...
 
-    def begin_step(self) -> None:
-        """Nothing."""
+    def begin_step(self) -> None: ...
 
     def sync_read_and_reset(
         self, data_wait_ms: float, tell: Callable[[str], None]
     ) -> dict[str, float]:
-        """Nothing."""
         del data_wait_ms, tell
         return {}
 
@@ -166,14 +163,14 @@ def median_of(times: list[RankTimes]) -> RankTimes:
 
 
 def is_slow(times: list[RankTimes], factor: float) -> bool:
-    """Whether the slowest rank is worth naming."""
+    """Whether the slowest rank should be reported."""
     slowest = times[slowest_rank(times)].first_sync_ms
     median = median_of(times).first_sync_ms
     return slowest > factor * median and slowest > median + LEAST_EXCESS_MS
 
 
 def scalars_of(times: list[RankTimes]) -> dict[str, float]:
-    """What is recorded."""
+    """Scalars to record, by tag."""
     return {
         "stragglers/slowest_rank": slowest_rank(times),
         "stragglers/first_sync_ms_max": max(rank.first_sync_ms for rank in times),
@@ -183,15 +180,15 @@ def scalars_of(times: list[RankTimes]) -> dict[str, float]:
 
 
 def describe(times: list[RankTimes], hosts: tuple[str, ...]) -> str:
-    """The slowest rank in words, and whether its data or its computation is slow."""
+    """A line that names the slowest rank, and whether its data or its computation is slow."""
     rank, median = slowest_rank(times), median_of(times)
     slow = times[rank]
     excess_ms = slow.first_sync_ms - median.first_sync_ms
     waits = slow.data_wait_ms - median.data_wait_ms > excess_ms / 2
     what = "waiting for data" if waits else "computation"
     return (
-        f"slow: {describe_ranks([rank], hosts)} takes {slow.first_sync_ms:.0f} ms a step until it "
-        f"first meets the others, the median rank {median.first_sync_ms:.0f} ms; it is the "
+        f"slow: {describe_ranks([rank], hosts)} takes {slow.first_sync_ms:.0f} ms per step until "
+        f"it first meets the others, the median rank {median.first_sync_ms:.0f} ms; the cause is "
         f"{what} (data: {slow.data_wait_ms:.0f} ms, median {median.data_wait_ms:.0f} ms)"
     )
 
@@ -203,27 +200,27 @@ class _Clock(Protocol):
 
 
 class _HostClock:
-    """For CPUs, which have computed when the host goes on."""
+    """The clock for CPUs, whose work is complete when the host continues."""
 
     def mark(self) -> Any:
-        """Now."""
+        """The time now."""
         return time.perf_counter()
 
     def elapsed_ms(self, begin: Any, end: Any) -> float:
-        """Between two marks."""
+        """Milliseconds between two marks."""
         return 1e3 * float(end - begin)
 
 
 class _DeviceClock:
-    """For GPUs: the time at which the current stream comes to the mark."""
+    """The clock for GPUs: the time at which the current stream reaches the mark."""
 
     def mark(self) -> Any:
-        """Here in the stream. Does not wait."""
+        """An event at this place of the stream. Does not wait."""
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event
 
     def elapsed_ms(self, begin: Any, end: Any) -> float:
-        """Between two marks; waits until the second is reached."""
+        """Milliseconds between two marks; waits until the second is reached."""
         end.synchronize()
         return float(begin.elapsed_time(end))

@@ -1,7 +1,7 @@
-"""No progress for `faults.watchdog_s`: say where each rank is and which one holds the others up.
+"""Watchdog: after `faults.watchdog_s` without progress, report where each rank is and end the run.
 
-The loop beats, which costs one assignment; a thread looks about every second. When the beats stay
-out, the rank writes `stalls/<time>_rank<r>.txt` in the run folder with all its Python stacks. When
+The loop beats, which costs one assignment; a thread checks about every second. When the beats stop,
+the rank writes `stalls/<time>_rank<r>.txt` in the run folder with all its Python stacks. When
 one rank stalls, all do, so the ranks' files appear at about the same time; they are compared, the
 rank that is behind is named, and the process ends, so that its agent starts it again.
 
@@ -34,7 +34,7 @@ T_co = TypeVar("T_co", covariant=True)
 FOLDER = "stalls"
 
 TICK_S = 1.0
-"""Time between two looks; a tenth of the limit where that is shorter."""
+"""Time between two checks; a tenth of the limit where that is shorter."""
 
 JUMP_TICKS = 5
 """The thread did not run for as many ticks: the whole process was stopped or the machine asleep."""
@@ -53,7 +53,7 @@ _STDERR = 2
 
 
 class Phase(Enum):
-    """What a rank does, in the order in which it comes after a completed step."""
+    """What a rank is doing, in the order in which it comes after a completed step."""
 
     START_UP = "start-up"
     LOG = "log"
@@ -61,7 +61,7 @@ class Phase(Enum):
     EVALUATION = "evaluation"
     EVALUATED = "end of the evaluation"
     CHECKPOINT = "checkpoint"
-    BEGIN = "begin of the next step"
+    BEGIN = "beginning of the next step"
     DATA = "waiting for data"
     STEP = "training step"
 
@@ -83,12 +83,12 @@ class BatchSource(Protocol[T_co]):
 
 
 class Watchdog:
-    """Ends this process when it gets no further. Watches while entered."""
+    """Ends this process when it makes no progress. Watches while entered."""
 
     def __init__(
         self, limit_s: float, folder: Path, world: World, *, hosts: tuple[str, ...], start: str
     ) -> None:
-        """`folder`: of the run. `start`: the same on all ranks, another at each start."""
+        """`folder`: the run's. `start`: the same on all ranks, and different at each start."""
         self._limit_s = limit_s
         self._tick_s = min(TICK_S, limit_s / 10)
         self._folder = folder / FOLDER
@@ -120,20 +120,20 @@ class Watchdog:
         faulthandler.cancel_dump_traceback_later()
 
     def beat(self, step: int, phase: Phase) -> None:
-        """This rank got as far as here, after `step` completed steps."""
+        """Report progress: this rank reached `phase` after `step` completed steps."""
         self._last = (time.monotonic(), step, phase)
 
     def enter(self, phase: Phase) -> None:
-        """Beat after the same number of steps as before."""
+        """Report progress to another phase, after the same number of steps."""
         self.beat(self._last[1], phase)
 
     def begin_wait(self) -> None:
-        """This rank asks for a training batch: waiting for one and working on it are two phases."""
+        """Report that this rank asks for a training batch; waiting is a phase of its own."""
         self._num_batches += 1
         self.enter(Phase.DATA)
 
     def end_wait(self) -> None:
-        """The batch is there."""
+        """Report that the batch has arrived."""
         self.enter(Phase.STEP)
 
     def watch_evaluation(self, loader: BatchSource[T]) -> BatchSource[T]:
@@ -170,7 +170,7 @@ class Watchdog:
         )
 
     def _fire(self, report: Report) -> None:
-        """Write, compare, speak, end."""
+        """Write the report, compare it with the others', print the result, end the process."""
         path = self._folder / f"{time.strftime('%Y%m%dT%H%M%S')}_rank{report.rank}.txt"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -197,32 +197,24 @@ class Watchdog:
 
 
 class NullWatchdog(Watchdog):
-    """Watches nothing."""
+    """Watches nothing: starts no thread, and writes no file."""
 
-    def __init__(self) -> None:
-        """No thread, no file."""
+    def __init__(self) -> None: ...
 
     def __enter__(self) -> NullWatchdog:
-        """Nothing."""
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Nothing."""
+    def __exit__(self, *_: object) -> None: ...
 
-    def beat(self, step: int, phase: Phase) -> None:
-        """Nothing."""
+    def beat(self, step: int, phase: Phase) -> None: ...
 
-    def enter(self, phase: Phase) -> None:
-        """Nothing."""
+    def enter(self, phase: Phase) -> None: ...
 
-    def begin_wait(self) -> None:
-        """Nothing."""
+    def begin_wait(self) -> None: ...
 
-    def end_wait(self) -> None:
-        """Nothing."""
+    def end_wait(self) -> None: ...
 
     def watch_evaluation(self, loader: BatchSource[T]) -> BatchSource[T]:
-        """The loader itself."""
         return loader
 
 
@@ -247,7 +239,7 @@ class _BeatingLoader(Generic[T]):
 def sync_build_watchdog(limit_s: float | None, folder: Path, world: World) -> Watchdog:
     """The watchdog of this rank, for a run in `folder`; None: one that does nothing.
 
-    All ranks must call it: they learn each other's hosts, to name one that says nothing.
+    All ranks must call it: they learn each other's hosts, to name one that reports nothing.
     """
     if limit_s is None:
         return NullWatchdog()
@@ -256,7 +248,7 @@ def sync_build_watchdog(limit_s: float | None, folder: Path, world: World) -> Wa
 
 
 def _main_thread_is_at() -> str:
-    """File, line and function that the main thread is in."""
+    """File, line and function in which the main thread is."""
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
     if frame is None:
         return "unknown"

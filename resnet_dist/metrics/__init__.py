@@ -1,1 +1,1 @@
-"""What is measured and recorded: meters on the device, throughput, and the sinks of records."""
+"""Metrics: meters on the device, throughput, and the sinks that records are written to."""

@@ -1,6 +1,6 @@
-"""What the user sees while a run goes on: a bar on a terminal, a line a record otherwise.
+"""Progress on the console: a bar on a terminal, one line per record otherwise.
 
-Log files of schedulers grow by a line a record and hold no control characters.
+Log files of schedulers grow by one line per record and hold no control characters.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from resnet_dist.metrics.null import NullRecorder
+from resnet_dist.metrics.null import NullRecorder, is_validation
 
 
 class _Bar(tqdm):  # type: ignore[type-arg]
-    """A bar that starts no watching thread: it is drawn at each record anyway, and loaders fork."""
+    """A bar without a monitor thread: it is redrawn at each record anyway, and loaders fork."""
 
     monitor_interval = 0
 
 
 class LineConsole(NullRecorder):
-    """Prints one plain line a record on stdout, at once."""
+    """Prints one plain line per record on stdout, at once."""
 
     def __init__(self, *, num_steps: int, steps_per_epoch: int) -> None:
         self._num_steps = num_steps
         self._steps_per_epoch = steps_per_epoch
 
     def scalars(self, step: int, values: Mapping[str, float | int]) -> None:
-        """Print a line; one of an evaluation begins with the word."""
+        """Print a line; that of an evaluation begins with `validation`."""
         words = [describe_position(step, self._num_steps, self._steps_per_epoch)]
         if is_validation(values):
             words = ["validation", *words, *describe_validation(values)]
@@ -89,17 +89,15 @@ def build_console(
     num_steps: int,
     steps_per_epoch: int,
 ) -> LineConsole | BarConsole:
-    """`auto`: a bar if both stdout and stderr are a terminal, so that no log file gets one."""
+    """The console of `log.progress`.
+
+    `auto` is a bar if both stdout and stderr are a terminal, so that no log file gets one.
+    """
     sizes: dict[str, Any] = {"num_steps": num_steps, "steps_per_epoch": steps_per_epoch}
     is_terminal = sys.stdout.isatty() and sys.stderr.isatty()
     if progress == "bar" or (progress == "auto" and is_terminal):
         return BarConsole(resume_step=resume_step, **sizes)
     return LineConsole(**sizes)
-
-
-def is_validation(values: Mapping[str, float | int]) -> bool:
-    """Whether a record is that of an evaluation."""
-    return any(tag.startswith("val/") for tag in values)
 
 
 def describe_position(step: int, num_steps: int, steps_per_epoch: int) -> str:

@@ -1,9 +1,9 @@
-"""metrics.jsonl: the scalars of a run, one JSON object a line, exact.
+"""metrics.jsonl: the scalars of a run, one JSON object per line, exact.
 
     {"step": 150, "epoch": 1.5, "train/loss": 0.5120000243186951, ..., "time": 1760000000.123}
 
 One line is one call of `scalars`, so a step at which the run logs and evaluates has two lines, the
-training record first; no tag is in two lines of one step. Floats are written so that they read
+training record first; of the tags only `epoch` is in both. Floats are written so that they read
 back bit for bit. JSON has no NaN and no infinities: they are the strings "NaN", "Infinity" and
 "-Infinity", which `float()` and `read_records` understand and every JSON reader accepts. `time` is
 the clock when the line was written, seconds since 1970.
@@ -19,16 +19,15 @@ from pathlib import Path
 
 from resnet_dist.errors import UserError
 from resnet_dist.metrics.null import NullRecorder
-from resnet_dist.system.append import AppendOnlyFile
 from resnet_dist.system.failpoints import failpoint
-from resnet_dist.system.files import replace_file
+from resnet_dist.system.files import AppendOnlyFile, replace_file
 
 Record = dict[str, float | int]
 """`step` (int) and numbers by tag."""
 
 
 class JsonlRecorder(NullRecorder):
-    """Appends scalars to a file; a line is whole, or cut off at the next start."""
+    """Appends scalars to a file; a line that a kill cut short is dropped at the next start."""
 
     def __init__(self, path: Path, *, resume_step: int) -> None:
         """Open the file after dropping what it holds beyond `resume_step` (at 0: all).
@@ -46,13 +45,11 @@ class JsonlRecorder(NullRecorder):
         self._file.append(line.encode("ascii") + b"\n")
 
     def flush(self) -> None:
-        """See `Recorder.flush`."""
         failpoint("records.before_jsonl_flush")
         self._file.flush()
         failpoint("records.after_jsonl_flush")
 
     def close(self) -> None:
-        """See `Recorder.close`."""
         self._file.close()
 
 
@@ -82,7 +79,7 @@ def _drop_after(path: Path, step: int) -> None:
         if record is None:
             first_unreadable = first_unreadable or number
         elif 0 < step >= record["step"]:
-            # A power cut may leave rubbish after what was flushed, never before it.
+            # A power cut may leave rubbish after the flushed part, never before it.
             if first_unreadable is not None:
                 raise _not_a_record(path, first_unreadable)
             kept.append(line)
@@ -109,7 +106,7 @@ def _parse(line: bytes) -> Record | None:
 
 
 def _plain(value: float | int) -> float | int | str:
-    """A number as JSON can hold it; anything else that `float()` takes becomes a float."""
+    """A number that JSON can hold; anything else that `float()` takes becomes a float."""
     if isinstance(value, int):
         return value
     value = float(value)

@@ -1,8 +1,8 @@
 """Sums on the device, exact in any order: loss and accuracy of training and evaluation.
 
 All sums are integers (the loss in fixed point), so adding them up over micro-batches, ranks, and
-the two parts of an interval that a kill cut in two gives the same record bit for bit. Nothing here
-waits for the device but `read_and_reset` and `result`.
+the two parts of an interval that a kill cut in two gives the same record bit for bit. Only
+`read_and_reset` and `result` wait for the device.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Sync = Callable[[Tensor], Tensor]
 """Sums a tensor over the ranks in place and returns it; all ranks must call it."""
 
 _LOSS_UNIT = 2.0**-32
-_LARGEST_LOSS = 2.0**20  # of one micro-batch; beyond it a run has diverged, and counts as such
+_LARGEST_LOSS = 2.0**20  # of one micro-batch; beyond it a run has diverged and is treated as such
 
 
 def count_correct(logits: Tensor, labels: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The recorder that takes nothing: what the other ranks get, and what a sink starts from."""
+"""The recorder of all ranks except the main one, and the base of the sinks."""
 
 from __future__ import annotations
 
@@ -8,22 +8,21 @@ from torch import Tensor
 
 
 class NullRecorder:
-    """Drops everything. A sink derives from it and overrides what it takes."""
+    """Drops everything. A sink derives from it and overrides what it records."""
 
-    def scalars(self, step: int, values: Mapping[str, float | int]) -> None:
-        """See `Recorder.scalars`."""
+    def scalars(self, step: int, values: Mapping[str, float | int]) -> None: ...
 
-    def images(self, step: int, tag: str, images: Tensor) -> None:
-        """See `Recorder.images`."""
+    def images(self, step: int, tag: str, images: Tensor) -> None: ...
 
-    def text(self, step: int, tag: str, text: str) -> None:
-        """See `Recorder.text`."""
+    def text(self, step: int, tag: str, text: str) -> None: ...
 
-    def message(self, text: str) -> None:
-        """See `Recorder.message`."""
+    def message(self, text: str) -> None: ...
 
-    def flush(self) -> None:
-        """See `Recorder.flush`."""
+    def flush(self) -> None: ...
 
-    def close(self) -> None:
-        """See `Recorder.close`."""
+    def close(self) -> None: ...
+
+
+def is_validation(values: Mapping[str, float | int]) -> bool:
+    """Whether a record is that of an evaluation."""
+    return any(tag.startswith("val/") for tag in values)

@@ -1,8 +1,8 @@
-"""Where records go: one interface for TensorBoard, JSONL and the console.
+"""One interface for the records of a run: TensorBoard, JSONL and the console.
 
 `step` is always the number of completed updates, so a checkpoint of step s goes with everything
-recorded at steps <= s. Started again at s, the sinks first drop what they hold of later steps (a
-killed run had gone further), so no step is in them twice and none is missing. For that, `flush`
+recorded at steps <= s. At a restart from s, the sinks first drop what they hold of later steps (a
+killed run had got further), so that no step is in them twice and none is missing. For that, `flush`
 must be called before a checkpoint is committed. Which rank records is chosen once, in
 `build_recorder`; nothing else here asks for a rank.
 """
@@ -40,13 +40,13 @@ class Recorder(Protocol):
         later."""
 
     def message(self, text: str) -> None:
-        """Tell the user a line; it does not break a progress bar, and is not kept."""
+        """Show the user a line; it does not break a progress bar, and is not kept."""
 
     def flush(self) -> None:
-        """Return when everything recorded is on the disk. Raises OSError where it cannot be."""
+        """Return when everything recorded is on the disk. Raises OSError if that is impossible."""
 
     def close(self) -> None:
-        """Flush and let go of files and threads. Nothing may be recorded after that."""
+        """Flush and close files and threads. Nothing may be recorded after that."""
 
 
 class MultiRecorder:
@@ -56,27 +56,22 @@ class MultiRecorder:
         self._recorders = tuple(recorders)
 
     def scalars(self, step: int, values: Mapping[str, float | int]) -> None:
-        """See `Recorder.scalars`."""
         for recorder in self._recorders:
             recorder.scalars(step, values)
 
     def images(self, step: int, tag: str, images: Tensor) -> None:
-        """See `Recorder.images`."""
         for recorder in self._recorders:
             recorder.images(step, tag, images)
 
     def text(self, step: int, tag: str, text: str) -> None:
-        """See `Recorder.text`."""
         for recorder in self._recorders:
             recorder.text(step, tag, text)
 
     def message(self, text: str) -> None:
-        """See `Recorder.message`."""
         for recorder in self._recorders:
             recorder.message(text)
 
     def flush(self) -> None:
-        """See `Recorder.flush`."""
         for recorder in self._recorders:
             recorder.flush()
 

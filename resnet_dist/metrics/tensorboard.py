@@ -1,38 +1,45 @@
 """TensorBoard event files that hold every step once, across kills and resumes.
 
-Written here record by record with TensorBoard's own format rather than with `SummaryWriter`, whose
-background thread holds records back in a queue, cannot be asked to reach the disk, and dies with
-the first full disk. All scalars of a record are one event, so that they are kept or lost together.
+All scalars of a record are one event, so that they are kept or lost together. On resume the old
+files lose what they hold of later steps, in place and atomically, and the new file starts with
+TensorBoard's restart mark (`purge_step`), so that a TensorBoard that is running and has read the
+dropped events forgets them too.
 
-On resume the old files lose what they hold of later steps, in place and atomically, and the new
-file starts with TensorBoard's restart mark (`purge_step`), so that a TensorBoard that is running
-and has read the dropped events forgets them too.
+Framing, checksums and reading are TensorBoard's own (RecordWriter, RawEventFileLoader), the files
+are ours. `SummaryWriter`, with curves rebuilt from metrics.jsonl at each start, was tried and does
+not do:
+
+- It names its file by the host's clock. If that is behind the clock of the host that wrote before,
+  a running TensorBoard never moves on to the new file.
+- Its old files could not be removed: a running TensorBoard whose file is gone stays there for the
+  rest of its life. So event files must be read, filtered and replaced in any case.
+- Its writer thread ends at the first full disk with a traceback, and accepts nothing afterwards.
+- Records wait in its queue and buffer, where a kill loses them, and it never calls fsync.
 """
 
 from __future__ import annotations
 
 import io
 import socket
-import struct
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from os import getpid
 from pathlib import Path
 from typing import Any
 
+from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.record_writer import RecordWriter, masked_crc32c
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 from torch.utils.tensorboard import summary as torch_summary
 
-from resnet_dist.metrics.null import NullRecorder
-from resnet_dist.system.append import AppendOnlyFile
+from resnet_dist.metrics.null import NullRecorder, is_validation
 from resnet_dist.system.failpoints import failpoint
-from resnet_dist.system.files import replace_file
+from resnet_dist.system.files import AppendOnlyFile, replace_file
 
-_HEADER = struct.Struct("<QI")  # length of the event, masked CRC-32C of the length
-_CHECKSUM = struct.Struct("<I")  # masked CRC-32C of the event
+_FRAME_BYTES = 16
+"""Length and two checksums around each event."""
 
 
 class TensorBoardRecorder(NullRecorder):
@@ -53,6 +60,8 @@ class TensorBoardRecorder(NullRecorder):
 
     def scalars(self, step: int, values: Mapping[str, float | int]) -> None:
         """Write one event of all values (float32 there)."""
+        if is_validation(values):  # `epoch` is in the training record of that step already
+            values = {tag: value for tag, value in values.items() if tag != "epoch"}
         points = [Summary.Value(tag=tag, simple_value=float(v)) for tag, v in values.items()]
         self._write(Event(step=step, summary=Summary(value=points)))
 
@@ -66,14 +75,12 @@ class TensorBoardRecorder(NullRecorder):
         self._write_once(step, torch_summary.text(tag, block))  # type: ignore[no-untyped-call]
 
     def flush(self) -> None:
-        """See `Recorder.flush`."""
         failpoint("records.before_tensorboard_flush")
         if self._file is not None:
             self._file.flush()
         failpoint("records.after_tensorboard_flush")
 
     def close(self) -> None:
-        """See `Recorder.close`."""
         if self._file is not None:
             self._file.close()
 
@@ -95,9 +102,7 @@ class TensorBoardRecorder(NullRecorder):
     def _append(self, event: Any) -> None:
         assert self._file is not None
         event.wall_time = time.time()
-        frame = io.BytesIO()
-        RecordWriter(frame).write(event.SerializeToString())
-        self._file.append(frame.getvalue())
+        self._file.append(_framed(event.SerializeToString()))
 
 
 def event_files(folder: Path) -> list[Path]:
@@ -105,41 +110,32 @@ def event_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("events.out.tfevents.*"))
 
 
-def read_frames(content: bytes) -> Iterator[tuple[bytes, Any]]:
-    """The whole events of a file: (the bytes as they are in the file, the parsed event).
-
-    Stops at the first one that is truncated or damaged, as a kill or a power cut leaves it.
-    """
-    start = 0
-    while start + _HEADER.size <= len(content):
-        length, length_checksum = _HEADER.unpack_from(content, start)
-        data_start = start + _HEADER.size
-        end = data_start + length + _CHECKSUM.size
-        if masked_crc32c(content[start : start + 8]) != length_checksum or end > len(content):
-            return
-        data = content[data_start : end - _CHECKSUM.size]
-        if masked_crc32c(data) != _CHECKSUM.unpack_from(content, end - _CHECKSUM.size)[0]:
-            return
-        yield content[start:end], Event.FromString(data)
-        start = end
-
-
 def _drop_after(path: Path, step: int) -> list[Any]:
     """Leave only whole events of steps <= `step` (at 0: the header); returns those with values.
 
-    The bytes that stay are not touched, wall times included. The file stays even if it is empty:
-    a running TensorBoard that has it open would never get past a file that is gone.
+    The bytes that stay are not touched, wall times included. The loader stops at an event that is
+    truncated or damaged, as a kill or a power cut leaves it. The file stays even if it is empty: a
+    running TensorBoard that has it open would never get past a file that is gone.
     """
-    content = path.read_bytes()
+    records = [
+        (record, Event.FromString(record)) for record in RawEventFileLoader(str(path)).Load()
+    ]
     kept = [
-        (frame, event)
-        for frame, event in read_frames(content)
+        (record, event)
+        for record, event in records
         if event.HasField("file_version") or 0 < step >= event.step
     ]
-    rest = b"".join(frame for frame, _ in kept)
-    if rest != content:
-        replace_file(path, lambda file: file.write(rest))
+    if sum(len(record) + _FRAME_BYTES for record, _ in kept) != path.stat().st_size:
+        content = b"".join(_framed(record) for record, _ in kept)
+        replace_file(path, lambda file: file.write(content))
     return [event for _, event in kept if event.HasField("summary")]
+
+
+def _framed(record: bytes) -> bytes:
+    """The serialised event with its length and checksums, as it lies in the file."""
+    frame = io.BytesIO()
+    RecordWriter(frame).write(record)
+    return frame.getvalue()
 
 
 def _new_file_name(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""Where the time goes, by the host's clock: images/s, step time, share of waiting for data."""
+"""Rates by the host's clock: images/s, step time, share of time spent waiting for data."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ class Throughput:
         self._steps = 0
 
     def begin(self) -> None:
-        """The first interval begins: what was built since construction is not training."""
+        """Begin the first interval: what was built since construction is not training."""
         self._start = time.perf_counter()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """What happens inside is waiting for data."""
+        """Count the time inside as waiting for data."""
         start = time.perf_counter()
         yield
         self._waited += time.perf_counter() - start
 
     def count_step(self) -> None:
-        """A step was dispatched."""
+        """Count a step that was dispatched."""
         self._steps += 1
 
     @contextmanager

@@ -1,4 +1,5 @@
-"""From a model section to a network: the registry, and initial weights that follow from the seed.
+"""Construction of a network from its config section: the registry, and weights that follow from the
+seed.
 
 A new network is a function, one line in `MODELS`, and its name in `resnet_dist.config.model`.
 """

@@ -3,7 +3,7 @@
 Promises torchvision's module and parameter names, and its arithmetic for the standard stem with
 `stride=v1.5`: a state dict goes both ways unchanged and the logits are equal. ResNet-D (He et al.
 2018, arXiv:1812.01187, figure 2) takes the names of timm's resnet18d ... resnet152d, since
-torchvision has none. Does not draw its own seed: see `resnet_dist.models.build`.
+torchvision has none. The seed is set by the caller, `resnet_dist.models.build`.
 """
 
 from __future__ import annotations

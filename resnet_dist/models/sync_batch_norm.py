@@ -1,8 +1,8 @@
-"""Batch norm whose batch is that of all ranks, on CPUs and on GPUs.
+"""Batch norm over the batches of all ranks, on CPUs and on GPUs.
 
 Promises the values, gradients and running statistics of `nn.BatchNorm2d` on the concatenation of
 all ranks' batches, uneven and empty ones included, up to floating-point summation order, with one
-collective forward and one backward. `torch.nn.SyncBatchNorm` refuses CPU tensors (still in 2.15),
+collective forward and one backward. `torch.nn.SyncBatchNorm` rejects CPU tensors (still in 2.15),
 and on GPUs makes the host wait in every layer, to leave out ranks without samples; so there is an
 autograd function of ours for each. The one for GPUs calls torch's kernels, and never waits.
 
@@ -96,7 +96,9 @@ class _SyncBatchNormCpu(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """With g = weight / sqrt(var + eps), xhat the normalised input and N the global count
+        """Gradients of input, weight and bias.
+
+        With g = weight / sqrt(var + eps), xhat the normalised input and N the global count
 
             dx = g * (dy - sum(dy) / N - xhat * sum(dy * xhat) / N)
 
@@ -225,7 +227,7 @@ def _sync_moments(
     if count:
         # With momentum 0 the kernel leaves the running statistics alone, but takes their type.
         mean, var = torch.batch_norm_update_stats(x, *running, 0.0)
-        # Float32 holds counts up to 2**24 exactly: 1,300 images of 112 x 112 a rank.
+        # Float32 holds counts up to 2**24 exactly: 1,300 images of 112 x 112 per rank.
         local = torch.cat([mean, var, mean.new_full((1,), count)])
     else:
         local = torch.zeros(2 * channels + 1, dtype=dtype)

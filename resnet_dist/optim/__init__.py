@@ -1,1 +1,1 @@
-"""Optimizers, parameter groups, schedules as functions of the step, and the weight average."""
+"""Optimizers, parameter groups, schedules (functions of the step), moving average of weights."""

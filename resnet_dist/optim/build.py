@@ -1,4 +1,4 @@
-"""From an optim section to a torch optimizer. A new one is one `case`."""
+"""Construction of the optimizer from its config section. A new one is one `case`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from resnet_dist.config import OptimConfig
 from resnet_dist.optim.groups import parameter_groups
-from resnet_dist.optim.layerwise import LAMB, LARS
+from resnet_dist.optim.lamb import LAMB
+from resnet_dist.optim.lars import LARS
 
 # One kernel for all parameters, and under loss scaling the decision to skip stays on the device.
 _FUSED_DEVICES = frozenset({"cpu", "cuda"})
@@ -71,7 +72,7 @@ def _start_momentum(optimizer: torch.optim.Optimizer) -> None:
     """Give SGD its momentum buffers, as zeros: the first step then makes them the gradient.
 
     Left to itself fused SGD allocates them in the first step without setting them, and if that
-    step is skipped (`found_inf`), goes on with whatever lay in that memory.
+    step is skipped (`found_inf`), continues with whatever was in that memory.
     """
     for group in optimizer.param_groups:
         if group.get("momentum"):
@@ -87,7 +88,7 @@ def _strides(tensor: Tensor) -> list[int]:
 def _check_layouts(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
     """Every gradient lies in memory as its parameter does.
 
-    Autograd and DDP see to that. The fused kernels rely on it, walking both in memory order: on
+    Autograd and DDP ensure that. The fused kernels rely on it, walking both in memory order: on
     GPUs they check it, on CPUs (2.15) they would apply a gradient's elements to other weights.
     """
     for group in optimizer.param_groups:

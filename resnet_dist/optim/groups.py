@@ -1,4 +1,4 @@
-"""Which parameters weight decay applies to."""
+"""Parameter groups: which parameters are decayed."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Two groups: the weights of convolutions and linear layers, then everything else.
 
-    Told apart by their number of dimensions (2 and more, or fewer), not by name: "bn" in the name
-    misses the batch norms called `downsample.1`. The second group, the scales of batch norm and all
+    The number of dimensions decides (2 and more, or fewer), not the name: "bn" in the name misses
+    the batch norms called `downsample.1`. The second group, the scales of batch norm and all
     biases, is decayed only with `decay_norm_and_bias` (Goyal et al. 2017, section 5.1, leaves it
     out). ResNet-50 has 54 and 107 tensors. Frozen parameters are in neither group.
     """

@@ -20,11 +20,11 @@ class StaticScaler(torch.amp.GradScaler):
         self.set_backoff_factor(1.0)
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing."""
+        """An empty state."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing is taken over, such as a dynamic scale."""
+        """Ignore the state, such as a dynamic scale."""
 
 
 def build_scaler(

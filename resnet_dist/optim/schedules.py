@@ -11,7 +11,7 @@ span the remaining `num_steps - warmup_steps` steps, and would reach `final_lr` 
 one after the last update: with p = (step - warmup_steps) / (num_steps - warmup_steps)
 
     cosine      final_lr + (lr - final_lr) * (1 + cos(pi p)) / 2     (Loshchilov and Hutter 2016,
-                arXiv:1608.03983, equation 5; torch's CosineAnnealingLR stepped once an update)
+                arXiv:1608.03983, equation 5; torch's CosineAnnealingLR stepped once per update)
     polynomial  final_lr + (lr - final_lr) * (1 - p) ** power        (MLPerf's ResNet reference)
 
 `step` multiplies by `step_factor` at each milestone, in epochs from the start of the run.
@@ -127,14 +127,14 @@ def _shape(
 
 
 def _cosine(start: float, end: float, progress: float) -> float:
-    """From start to end along half a cosine, as torch's schedulers write it."""
+    """The value between start and end along half a cosine, as torch's schedulers write it."""
     return end + (start - end) / 2.0 * (1.0 + math.cos(math.pi * progress))
 
 
 def _one_cycle(
     step: int, *, values: tuple[float, float, float], peak_share: float, num_steps: int
 ) -> float:
-    """From values[0] to values[1] at the peak and to values[2] at the last update.
+    """The value between values[0], values[1] at the peak, and values[2] at the last update.
 
     The peak lies at step `peak_share * num_steps - 1`, a fraction as a rule, as in OneCycleLR.
     """

@@ -46,7 +46,7 @@ class Graphs(Protocol):
     def capture(self, function: Callable[[], None]) -> Callable[[], None]:
         """Record what the function does to the device, without doing it; returns what does it."""
 
-    def begin_anew(self) -> None:
+    def start_over(self) -> None:
         """All that was captured has been given up."""
 
 
@@ -73,12 +73,12 @@ class CudaGraphs:
         current.wait_stream(self._stream)
 
     def run(self, function: Callable[[], None]) -> None:
-        """See `Graphs.run`."""
+        """Call the function on the stream of the captures."""
         with self.side_stream():
             function()
 
     def capture(self, function: Callable[[], None]) -> Callable[[], None]:
-        """See `Graphs.capture`. Waits for the device."""
+        """Record the function; returns its replay. Waits for the device."""
         graph = torch.cuda.CUDAGraph()
         # Other threads (the loader's, DALI's, the checkpoint writer) go on allocating and waiting
         # for events, which only this mode allows them.
@@ -87,8 +87,8 @@ class CudaGraphs:
             function()
         return graph.replay
 
-    def begin_anew(self) -> None:
-        """See `Graphs.begin_anew`. A pool without graphs may be gone, so take another."""
+    def start_over(self) -> None:
+        """Take another pool: one without graphs may be gone."""
         self._pool = torch.cuda.graph_pool_handle()
 
 
@@ -102,7 +102,7 @@ class _Program:
     replay: Callable[[], None] | None = None
     """None: not captured yet."""
     gradients: list[Tensor | None] = field(default_factory=list)
-    """Of the parameters after a replay, where the update is not captured."""
+    """Gradients of the parameters after a replay, where the update is not captured."""
 
 
 class GraphedStep:
@@ -125,11 +125,11 @@ class GraphedStep:
 
     @property
     def network(self) -> nn.Module:
-        """See `Step.network`."""
+        """The model as it is called in training."""
         return self._eager.network
 
     def __call__(self, batches: Iterator[Batch], *, step: int) -> Tensor:
-        """See `train_step`. The result is overwritten by the next call."""
+        """Take a step, as `Step` says. The result is overwritten by the next call."""
         if self._eager.optimizer.state is not self._optimizer_state:
             self.close()  # a checkpoint was loaded: the optimizer has other tensors now
         program = self._program(batches)
@@ -148,11 +148,11 @@ class GraphedStep:
         return self._grad_norm
 
     def close(self) -> None:
-        """Give up the graphs, which must not outlive the process group; the next call begins anew
+        """Give up the graphs, which must not outlive the process group; the next call starts over
         with eager steps."""
         self._programs.clear()
         self._buffers.clear()
-        self._graphs.begin_anew()
+        self._graphs.start_over()
         self._eager_steps = 0
         self._optimizer_state = self._eager.optimizer.state
 

@@ -1,19 +1,18 @@
 """One owner of a run folder at a time.
 
-The lock is the kernel's (flock): it is gone with the process that held it, however that died, so no
-stale lock is ever left. Network file systems release it when they notice that a host is gone. The
-file holds one JSON object that names the owner; it is true only while the lock is held.
+The lock is the kernel's, so no stale lock is ever left. Network file systems release it when they
+notice that a host is gone. The file holds one JSON object that names the owner; it is valid only
+while the lock is held.
 
 An elastic job may start again while its former rank 0, perhaps on a host that was cut off, still
 waits for its peers; until its own time-out ends it, it holds the lock. The new rank 0 waits for
-that. Any other owner is another run, and refused at once.
+that. Any other owner is another run, and is rejected at once.
 
 Imports torch only in the ranks' part, so that a launcher can ask who owns a folder.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import socket
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from resnet_dist.errors import UserError
+from resnet_dist.system.files import locked
 from resnet_dist.system.ranks import elastic_job
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ GRACE_S = 60.0
 """Seconds that the former rank 0 may take to end after its time-out."""
 
 _POLL_S = 0.2
-_MAX_BYTES = 1000
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Owner:
     """The process that trains in a run folder."""
 
     pid: int | None
-    """None: its name is not in the file, or not yet."""
+    """Its process id; None if the file does not name it (yet)."""
     host: str | None
     job: str | None = None
     """Id that all starts of its elastic job share."""
@@ -74,16 +73,14 @@ class FolderInUseError(UserError):
 
 def owner_of(folder: Path) -> Owner | None:
     """The process that owns the folder now; None if no process does. Takes nothing."""
-    try:
-        descriptor = os.open(folder / FILE_NAME, os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
+    path = folder / FILE_NAME
+    if not os.access(path, os.R_OK | os.W_OK):
         return None
     try:
-        return None if _lock(descriptor) else _read_owner(descriptor)
-    except OSError:  # a file system without locks: whoever is named there may well run
-        return _read_owner(descriptor)
-    finally:
-        os.close(descriptor)
+        with locked(path, wait=False):
+            return None
+    except OSError:  # locked; or a file system without locks: whoever is named there may well run
+        return _read_owner(path)
 
 
 @contextmanager
@@ -92,39 +89,29 @@ def own_run_folder(folder: Path, *, job: str | None = None) -> Iterator[None]:
 
     `job`: id that all starts of this process's elastic job share, if it is of one.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / FILE_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        raise UserError(
-            f"run.dir ({folder}): cannot be written to ({error.strerror}); give another folder"
-        ) from error
-    try:
-        if not _lock(descriptor):
-            raise FolderInUseError(folder, _read_owner(descriptor))
+    path = folder / FILE_NAME
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor = stack.enter_context(locked(path, wait=False))
+        except BlockingIOError:
+            raise FolderInUseError(folder, _read_owner(path)) from None
+        except OSError as error:
+            raise UserError(
+                f"run.dir ({folder}): cannot be written to ({error.strerror}); give another folder"
+            ) from error
         line = json.dumps(asdict(Owner(os.getpid(), socket.gethostname(), job))).encode() + b"\n"
         # In this order nobody reads an empty file, or half a line of the owner before.
         os.pwrite(descriptor, line, 0)
         os.ftruncate(descriptor, len(line))
         yield
-    finally:
-        os.close(descriptor)
 
 
-def _lock(descriptor: int) -> bool:
-    """Take the kernel's lock; whether it was free."""
+def _read_owner(path: Path) -> Owner:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _read_owner(descriptor: int) -> Owner:
-    try:
-        content = json.loads(os.pread(descriptor, _MAX_BYTES, 0).partition(b"\n")[0])
+        content = json.loads(path.read_bytes().partition(b"\n")[0])
         return Owner(int(content["pid"]), str(content["host"]), content["job"])
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         return Owner(None, None)
 
 

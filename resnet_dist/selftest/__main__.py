@@ -32,6 +32,7 @@ from resnet_dist.data.quickstart.dataset import write_image
 from resnet_dist.data.quickstart.render import CLASSES
 from resnet_dist.errors import UserError
 from resnet_dist.metrics.jsonl import read_records
+from resnet_dist.run.checkpoint_files import checkpoint_path, newest_step
 from resnet_dist.system.failpoints import KILL_NAMES, LOG_VARIABLE, VARIABLE
 
 NUM_IMAGES = {"train": 260, "val": 40}
@@ -342,21 +343,12 @@ def _some_rank(nproc: int, random_: random.Random) -> str:
     return f"rank {random_.randrange(nproc)}"
 
 
-def newest_step(run_dir: Path) -> int:
-    """Step of the newest checkpoint by name, 0 if there is none."""
-    names = (run_dir / "checkpoints").glob("step_*.pt")
-    return max((int(path.stem.removeprefix("step_")) for path in names), default=0)
-
-
 def differences(one: Path, other: Path) -> list[str]:
     """What differs between the ends of two runs that should be equal bit for bit."""
     steps = newest_step(one), newest_step(other)
     if steps[0] != steps[1] or steps[0] == 0:
         return [f"{one} ended at step {steps[0]}, {other} at step {steps[1]}"]
-    states = [
-        torch.load(run / "checkpoints" / f"step_{steps[0]:08d}.pt", weights_only=True)
-        for run in (one, other)
-    ]
+    states = [torch.load(checkpoint_path(run, steps[0]), weights_only=True) for run in (one, other)]
     found = [
         text for key in STATE for text in _tree_differences(states[0][key], states[1][key], key)
     ]

@@ -1,1 +1,1 @@
-"""The operating system: files, processes, and the places where tests make them fail."""
+"""The operating system: files, processes, signals, ranks, and the failpoints of tests."""

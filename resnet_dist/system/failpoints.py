@@ -7,10 +7,10 @@
     RESNET_DIST_FAILPOINT="step.begin@3=kill;step.loss=damage"   several
 
 Actions: `kill` (SIGKILL, as a power cut; the default), `stop` (SIGSTOP: the process hangs),
-`sleep:SECONDS`, `damage` (the caller spoils what it holds). With `RESNET_DIST_FAILPOINT_LOG=FILE`
+`sleep:SECONDS`, `damage` (the caller damages what it holds). With `RESNET_DIST_FAILPOINT_LOG=FILE`
 each fault that happens is first written to that file, `<spec> rank <rank> step <count>`, and one
-that is in it already from an earlier process does not happen again, so that a run that is started
-again gets past it. Without the variable a failpoint costs one look-up. Owns nothing else.
+that is in it already from an earlier process does not happen again, so that a restarted run gets
+past it. Without the variable a failpoint costs one look-up. Owns nothing else.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ KILL_NAMES = (
     "resume.before_load",
     "resume.after_load",
 )
-"""Where the kill-anywhere suite kills."""
+"""Failpoints at which the kill-anywhere suite kills."""
 
 DAMAGE_NAMES = ("step.loss", "step.parameters", "checkpoint.digest")
-"""Where `damage` spoils: the loss becomes NaN, one parameter of this rank changes, the digest of
-the next batch is another."""
+"""Failpoints of `damage`: the loss becomes NaN, one parameter of this rank changes, the digest of
+the next batch differs."""
 
 NAMES = (*KILL_NAMES, *DAMAGE_NAMES)
 
@@ -76,7 +76,7 @@ _is_disarmed = False
 
 @contextmanager
 def disarmed() -> Iterator[None]:
-    """Inside, no failpoint does anything or is counted: for code that runs to be recorded."""
+    """Disable all failpoints, and their counters, inside: for code that runs to be recorded."""
     global _is_disarmed
     _is_disarmed = True
     try:
@@ -91,7 +91,7 @@ def is_armed() -> bool:
 
 
 def failpoint(name: str) -> bool:
-    """Do here what the environment says. True: the caller is to spoil what it holds."""
+    """Do what the environment asks for here. True: the caller must damage what it holds."""
     armed = os.environ.get(VARIABLE)
     if not armed or _is_disarmed:
         return False
@@ -134,7 +134,7 @@ def _parse(armed: str) -> tuple[_Fault, ...]:
 
 
 def _log(fault: _Fault) -> bool:
-    """Write the fault down; whether it is to happen."""
+    """Record the fault in the log; returns whether it should happen."""
     path = os.environ.get(LOG_VARIABLE)
     if path is None:
         return True
@@ -148,6 +148,6 @@ def _log(fault: _Fault) -> bool:
 
 @cache
 def _happened_before(path: str) -> frozenset[str]:
-    """What is in the file when this process first asks."""
+    """Content of the file when this process first asks."""
     lines = Path(path).read_text().splitlines() if Path(path).exists() else []
     return frozenset(line.rpartition(" step ")[0] for line in lines)

@@ -1,4 +1,4 @@
-"""Which of the processes that torchrun started this one is. Does not import torch."""
+"""This process's place among those that torchrun started. Does not import torch."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def stopped_exit_code() -> int:
 
 
 def stop_at_once_on_signals() -> None:
-    """Before training begins nothing can be lost: leave with the code of a stopped run.
+    """Make stop signals end the process with the code of a stopped run, while nothing can be lost.
 
     Main thread only. `StopSignal` takes over while training, and gives the signals back to this.
     """

@@ -2,7 +2,7 @@
 
 They are forked from multiprocessing's fork server, a process that only imports modules. Forking the
 trainer itself would copy the locks that its other threads (gloo's, autograd's, the data loader's)
-hold at that moment, and a child that needs one of them waits for ever.
+hold at that moment, and a child that needs one of them waits without end.
 
 A signal sent to a whole process group (Ctrl-C, Slurm's warning) must reach the trainer alone: it
 decides when to stop and still needs its readers.
@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
 
-from resnet_dist.system.parent import die_with_parent
+from resnet_dist.system.processes import die_with_parent
 
 _PARENTS_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 

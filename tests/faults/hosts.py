@@ -14,14 +14,13 @@ import contextlib
 import os
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 INTERFACE = "eth0"
-"""Of a host."""
+"""Name of a host's network interface."""
 
 
 def ip(*arguments: str, namespace: str | None = None) -> str:
@@ -50,7 +49,7 @@ class Host:
     namespace: str
     switch: str
     port: str
-    """Of the switch, where the cable is plugged in."""
+    """The switch's port that the cable is plugged into."""
     address: str
 
     def start(
@@ -116,12 +115,3 @@ def _connect(host: Host) -> None:
     ip("addr", "add", f"{host.address}/24", "dev", INTERFACE, namespace=host.namespace)
     for interface in ("lo", INTERFACE):
         ip("link", "set", interface, "up", namespace=host.namespace)
-
-
-def wait_until(is_so: Callable[[], bool], *, what: str, timeout_s: float) -> None:
-    """Poll a condition. Raises TimeoutError that says what did not happen."""
-    deadline = time.monotonic() + timeout_s
-    while not is_so():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"within {timeout_s} s not: {what}")
-        time.sleep(0.1)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.faults.waiting import wait_until
 from tests.launch import assert_same_run, newest_checkpoint, train
 
 SETTINGS = ["checkpoint.every_steps=2", "checkpoint.keep_last=1", "log.tensorboard=false"]
@@ -53,12 +53,6 @@ def fill(folder: Path) -> Path:
     return path
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 100
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.02)
-
-
 def test_a_disk_that_fills_up_costs_nothing_but_checkpoints(
     mount: Callable[[int], Path], whole: Path, run_root: Path, tmp_path: Path
 ) -> None:
@@ -70,9 +64,13 @@ def test_a_disk_that_fills_up_costs_nothing_but_checkpoints(
     seen: list[int] = []
 
     def disturb() -> None:
-        wait_for(lambda: (run_dir / "checkpoints" / "step_00000006.pt").exists())
+        path = run_dir / "checkpoints" / "step_00000006.pt"
+        wait_until(path.exists, what="a checkpoint of step 6")
         path = fill(disk)
-        wait_for(lambda: log.exists() and log.read_text().count("cannot be written") >= 2)
+        wait_until(
+            lambda: log.exists() and log.read_text().count("cannot be written") >= 2,
+            what="two saves that fail",
+        )
         seen.extend(
             int(p.stem.removeprefix("step_")) for p in run_dir.glob("checkpoints/step_*.pt")
         )
@@ -100,8 +98,8 @@ def test_full_to_the_end_is_an_error_that_says_what_to_do(
     log = tmp_path / "second"
 
     def disturb() -> None:
-        wait_for(lambda: len(list(run_dir.glob("starts.jsonl"))) > 0)
-        wait_for(lambda: log.exists() and "step 5/" in log.read_text())
+        wait_until((run_dir / "starts.jsonl").exists, what="a start")
+        wait_until(lambda: log.exists() and "step 5/" in log.read_text(), what="step 5")
         filled.append(fill(disk))
 
     thread = threading.Thread(target=disturb)
@@ -129,7 +127,7 @@ def test_full_to_the_end_is_an_error_that_says_what_to_do(
     assert_same_run(whole, run_dir)
 
 
-def test_too_small_from_the_start_is_refused_before_the_first_step(
+def test_too_small_from_the_start_is_rejected_before_the_first_step(
     mount: Callable[[int], Path], run_root: Path, tmp_path: Path
 ) -> None:
     disk = mount(1024)

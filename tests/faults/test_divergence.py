@@ -30,7 +30,7 @@ def test_one_bad_step_on_one_rank_is_skipped_by_all_and_counted(
     assert all(type(r.get("val/loss", 0.0)) is float for r in records(tmp_path / "run"))
 
 
-def test_after_several_in_a_row_the_run_goes_back_once(
+def test_after_several_bad_steps_in_a_row_the_run_goes_back_once(
     uninterrupted: Callable[[int, str], Path], run_root: Path, tmp_path: Path
 ) -> None:
     """The cause does not come again: the run ends as if it had never been."""
@@ -61,9 +61,7 @@ def test_a_cause_that_comes_again_stops_the_run_with_a_diagnosis(
     assert newest_checkpoint(run_dir)["step"] == 4, "the last good one is the newest"
 
 
-def test_without_a_checkpoint_there_is_nothing_to_go_back_to(
-    run_root: Path, tmp_path: Path
-) -> None:
+def test_without_a_checkpoint_several_bad_steps_end_the_run(run_root: Path, tmp_path: Path) -> None:
     ended = train(
         1,
         run_root,
@@ -77,7 +75,7 @@ def test_without_a_checkpoint_there_is_nothing_to_go_back_to(
 
 
 @pytest.mark.parametrize("allowed", [False, True])
-def test_another_next_batch_than_the_checkpoints_is_refused(
+def test_a_resume_whose_next_batch_differs_is_rejected(
     run_root: Path, tmp_path: Path, allowed: bool
 ) -> None:
     run_dir = tmp_path / "run"

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from tests.faults import traced
-from tests.faults.hosts import INTERFACE, Host, network, reason_to_skip, wait_until
+from tests.faults.hosts import INTERFACE, Host, network, reason_to_skip
 from tests.faults.traced import samples_by_step, trace
+from tests.faults.waiting import wait_until
 from tests.launch import TINY, losses, records, records_so_far, torchrun
 
 pytestmark = [pytest.mark.usefixtures("can_make_hosts"), pytest.mark.timeout(420)]

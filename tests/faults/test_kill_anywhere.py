@@ -1,4 +1,5 @@
-"""Killed anywhere, as often as one likes, and the run is the run: the self-test's own suite."""
+"""A run that is killed at any point, any number of times, ends as if uninterrupted: the self-test's
+own suite."""
 
 from __future__ import annotations
 
@@ -35,14 +36,14 @@ def run_suite(folder: Path, faults: list[Fault], *, epochs: int, real_torchrun: 
     return {fault.what for fault in hit}
 
 
-def test_every_failpoint(tmp_path: Path) -> None:
+def test_a_kill_at_every_failpoint_changes_nothing(tmp_path: Path) -> None:
     """A kill at each, and a check that each was really hit."""
     faults = plan_faults(len(KILL_NAMES), nproc=2, seed=time.time_ns() % 10**6)
     hit = run_suite(tmp_path, faults, epochs=6, real_torchrun=False)
     assert hit == set(KILL_NAMES)
 
 
-def test_agent_and_ranks_of_a_real_torchrun(tmp_path: Path) -> None:
+def test_a_kill_of_torchruns_agent_changes_nothing(tmp_path: Path) -> None:
     faults = [
         Fault(random.choice(["checkpoint.before_rename", "step.before_optimizer"]), "agent", 3)
     ]
@@ -51,7 +52,7 @@ def test_agent_and_ranks_of_a_real_torchrun(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_two_hundred_kills_in_one_long_run(tmp_path: Path) -> None:
+def test_two_hundred_kills_in_one_long_run_change_nothing(tmp_path: Path) -> None:
     faults = plan_faults(200, nproc=2, seed=time.time_ns() % 10**6)
     assert run_suite(tmp_path, faults, epochs=150, real_torchrun=False) >= set(KILL_NAMES)
 
@@ -65,7 +66,7 @@ def test_the_plan_covers_everything_and_is_repeatable() -> None:
     assert {fault.victim for fault in faults} == victims
 
 
-def test_a_difference_is_found(tmp_path: Path) -> None:
+def test_the_suite_finds_a_run_that_differs(tmp_path: Path) -> None:
     """The suite can fail: a run whose order of samples is another is not equal."""
 
     def launch(arguments: list[str], environment: dict[str, str], log: Path) -> Started:

@@ -1,4 +1,4 @@
-"""Real runs that get no further: each rank says where it is, and the one that holds up the others
+"""Real runs that make no progress: each rank says where it is, and the one that holds up the others
 is named."""
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def test_a_rank_that_sleeps_is_named_by_all(run_root: Path, tmp_path: Path) -> N
     assert all(culprit in line for line in lines), lines
     written = reports(run_dir)
     assert sorted(written) == [0, 1, 2]
-    assert written[1][0]["phase"] == "begin of the next step"
+    assert written[1][0]["phase"] == "beginning of the next step"
     assert written[0][0]["phase"] == written[2][0]["phase"] == "training step"
     for _, text in written.values():
         assert culprit in text
@@ -83,7 +83,7 @@ def test_the_agent_starts_a_stalled_run_again(tmp_path: Path) -> None:
     assert newest_checkpoint(run_dir)["step"] == 6
 
 
-def test_a_slow_evaluation_is_no_stall(run_root: Path, tmp_path: Path) -> None:
+def test_a_slow_evaluation_does_not_trigger_the_watchdog(run_root: Path, tmp_path: Path) -> None:
     """Of 8 seconds in 3 batches, with a limit of 5 seconds."""
     run_dir = tmp_path / "run"
     environment = {"RESNET_DIST_FAILPOINT": "evaluate.mid@1-3=sleep:2.7"}
@@ -104,7 +104,7 @@ with watchdog.sync_build_watchdog(1.0, Path(sys.argv[1]), world):
 """
 
 
-def test_a_held_interpreter_lock_ends_by_the_backstop(tmp_path: Path) -> None:
+def test_a_held_interpreter_lock_is_ended_by_the_backstop(tmp_path: Path) -> None:
     command = [sys.executable, "-c", HOLDS_THE_LOCK, str(tmp_path)]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=55)
     assert ended.returncode == 1

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from resnet_dist.system.signals import STOPPED_EXIT_CODE
+from tests.faults.waiting import wait_until
 from tests.launch import newest_checkpoint, train
 
 SLOW = {"RESNET_DIST_FAILPOINT": "step.begin@1-=sleep:0.1"}
@@ -20,24 +21,26 @@ SETTINGS = ["checkpoint.every_steps=7"]
 def signal_when(log: Path, text: str, rank: int, *numbers: int) -> threading.Thread:
     """Send the signals to a rank of the run once its log holds `text`."""
 
+    def content() -> str:
+        return log.read_text() if log.exists() else ""
+
+    def pids() -> list[str]:
+        return re.findall(rf"^pid {rank} (\d+)$", content(), re.MULTILINE)
+
     def send() -> None:
-        deadline = time.monotonic() + 100
-        while time.monotonic() < deadline:
-            content = log.read_text() if log.exists() else ""
-            pid = re.search(rf"^pid {rank} (\d+)$", content, re.MULTILINE)
-            if pid is not None and text in content:
-                for number in numbers:
-                    os.kill(int(pid.group(1)), number)
-                    time.sleep(0.05)
-                return
-            time.sleep(0.02)
+        wait_until(lambda: bool(pids()) and text in content(), what=f"{text!r} in {log}")
+        for number in numbers:
+            os.kill(int(pids()[0]), number)
+            time.sleep(0.05)
 
     thread = threading.Thread(target=send)
     thread.start()
     return thread
 
 
-def test_a_signal_to_one_rank_of_four(run_root: Path, tmp_path: Path) -> None:
+def test_a_signal_to_one_rank_of_four_stops_all_with_a_checkpoint(
+    run_root: Path, tmp_path: Path
+) -> None:
     number = random.choice([signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
     run_dir = tmp_path / "run"
     thread = signal_when(tmp_path / "run.log", "step 2/", 2, number)
@@ -66,7 +69,7 @@ def test_a_second_interrupt_stops_at_once(run_root: Path, tmp_path: Path) -> Non
     assert time.monotonic() - start < 25
 
 
-def test_a_signal_before_training_begins(run_root: Path, tmp_path: Path) -> None:
+def test_a_signal_before_training_begins_ends_the_process(run_root: Path, tmp_path: Path) -> None:
     slow = {"RESNET_DIST_FAILPOINT": "resume.before_load@1=sleep:20"}
     thread = signal_when(tmp_path / "run.log", "", 0, signal.SIGUSR1)
     ended = train(1, run_root, tmp_path / "run", environment=slow, check=False)

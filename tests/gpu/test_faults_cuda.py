@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from resnet_dist.checkpoint.snapshot import Snapshots
+from resnet_dist.checkpoint.saver import Snapshots
 from resnet_dist.config import LossConfig, ModelConfig, OptimConfig
 from resnet_dist.data.batch import Batch
 from resnet_dist.faults.non_finite import NonFiniteGuard

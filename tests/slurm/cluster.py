@@ -23,7 +23,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tests.faults import hosts
-from tests.faults.hosts import network, wait_until
+from tests.faults.hosts import network
+from tests.faults.waiting import wait_until
 from tests.slurm import settings
 from tests.slurm.machine import Machine
 

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.faults.hosts import Host, wait_until
+from tests.faults.hosts import Host
+from tests.faults.waiting import wait_until
 
 _NSENTER = shutil.which("nsenter") or "nsenter"  # whatever PATH the command is given
 _NAMESPACES = ("unshare", "--uts", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from tests.faults import traced
-from tests.faults.hosts import wait_until
 from tests.faults.traced import samples_by_step
+from tests.faults.waiting import wait_until
 from tests.launch import TINY, assert_same_run, losses, records, records_so_far
 from tests.slurm.cluster import Cluster
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.faults.hosts import wait_until
 from tests.faults.traced import trace
+from tests.faults.waiting import wait_until
 from tests.slurm.cluster import Cluster
 from tests.slurm.submitted import Submitted, assert_bit_for_bit, submit
 

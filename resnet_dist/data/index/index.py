@@ -43,7 +43,7 @@ class Index:
     """As stored in the file (EXIF rotation ignored), pixels."""
     widths: NDArray[np.int32]
     lengths: NDArray[np.int64]
-    """Of the encoded images, bytes."""
+    """Lengths of the encoded images, bytes."""
     path_bytes: NDArray[np.uint8]
     """All names (paths below a folder of class folders), one after the other."""
     path_offsets: NDArray[np.int64]

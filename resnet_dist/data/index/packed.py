@@ -63,7 +63,7 @@ class Manifest:
     """Names by label: those of this split."""
     num_samples: int
     fingerprint: str
-    """See `fingerprint_of`."""
+    """What identifies the samples, as `fingerprint_of` computes it."""
     shards: list[ShardFile]
     columns: dict[str, str]
     """sha256 of each column's file."""
@@ -173,8 +173,8 @@ def fingerprint_of(
     the first six columns, that is names, labels, image sizes and lengths in bytes, in order.
 
     Where the bytes lie does not enter: a packed split has the fingerprint of the folder that it
-    was made from, and a run may go on from either. For bytes that came as they are this is no
-    weaker than for a folder. Samples that were encoded anew are told apart by their content, even
+    was made from, and a run may resume from either. For bytes that came as they are this is no
+    weaker than for a folder. Samples that were encoded again are told apart by their content, even
     if the new bytes are as many as the old.
     """
     digest = hashlib.sha256("\0".join(classes).encode(errors="surrogateescape"))

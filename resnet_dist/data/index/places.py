@@ -21,7 +21,7 @@ def split_folder(data: DataConfig, split_name: str) -> Path:
     if data.root is None:
         raise UserError("data.root (null): no data set to index; give the folder of a data set")
     root = Path(os.path.abspath(Path(data.root).expanduser()))  # noqa: PTH100 (keeps links)
-    hint = "give a folder with one folder a split (ImageNet's has train/ and val/)"
+    hint = "give a folder with one folder per split (ImageNet's has train/ and val/)"
     try:
         there = sorted(e.name for e in root.iterdir() if e.name[0] != "." and e.is_dir())
     except FileNotFoundError:

@@ -198,7 +198,7 @@ class _Chunk:
     paths: bytes
     bad: list[str]
     directories: dict[str, int]
-    """Of the whole class, with its first chunk."""
+    """Times of the class's folders, all in its first chunk."""
     is_last: bool
 
 

@@ -180,7 +180,7 @@ class DaliBackend:
         )
 
     def batches(self, slices: Iterable[BatchSlice]) -> Generator[Batch, None, None]:
-        """See `Backend`."""
+        """The batches of the slices, in their order."""
         prefetch = self._specs.data.prefetch_batches
         # No variable for the store: an error's traceback would keep it, and with it its threads.
         source = _ReadAhead(partial(self._read, self._open_store()), slices, depth=prefetch + 1)

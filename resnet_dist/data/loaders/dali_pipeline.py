@@ -83,7 +83,7 @@ class Graph:
     batch_size: int
     """Largest batch."""
     max_height: int
-    """Of the images, pixels."""
+    """Height of the largest image, pixels."""
     max_width: int
     goes_to: Done
     """How much the operators do: FLIPPED, uint8, or NORMALISED, float32."""

@@ -76,7 +76,7 @@ class MemoryBackend:
             torch.cuda.synchronize(device)
 
     def batches(self, slices: Iterable[BatchSlice]) -> Generator[Batch, None, None]:
-        """See `Backend`."""
+        """The batches of the slices, in their order."""
         waiting: deque[list[BatchSpec]] = deque()
 
         def finish(group: list[BatchSlice]) -> Batch:

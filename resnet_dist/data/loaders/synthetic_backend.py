@@ -28,7 +28,7 @@ class SyntheticBackend:
         )
 
     def batches(self, slices: Iterable[BatchSlice]) -> Generator[Batch, None, None]:
-        """See `Backend`."""
+        """The batches of the slices, in their order."""
         images = self._images
         for one in slices:
             size = self._specs.size_of_epoch(one.epoch)

@@ -131,7 +131,7 @@ class TorchBackend:
         self._check_shared_memory(most)
 
     def batches(self, slices: Iterable[BatchSlice]) -> Generator[Batch, None, None]:
-        """See `Backend`."""
+        """The batches of the slices, in their order."""
         with (
             contextlib.closing(self.read(slices)) as results,
             contextlib.closing(one_ahead(results, self._finish, self._device)) as batches,

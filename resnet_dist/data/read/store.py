@@ -78,7 +78,7 @@ class _ThreadedStore(ABC):
         self._pool_pid = 0
 
     def read(self, sample_ids: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
-        """See `Store`."""
+        """The bytes of samples, in their order."""
         groups = [part for part in np.array_split(sample_ids, self._num_threads) if len(part)]
         if len(groups) <= 1:
             return self._read_group(sample_ids)
@@ -201,7 +201,7 @@ class ShardStore(_ThreadedStore):
         return data[TAR_BLOCK:]
 
     def _descriptor(self, number: int) -> tuple[int, bool]:
-        """Of an open shard, and whether it stays open. Raises OSError."""
+        """Descriptor of an open shard, and whether it stays open. Raises OSError."""
         descriptor = self._open.get(number)
         if descriptor is not None:
             return descriptor, True

@@ -41,7 +41,7 @@ POOL = Tiling(rows=16, channels=64)
 
 
 def moments(x: Tensor) -> Tensor:
-    """See `batch_norm_twins.moments`; one row for each part of the batch."""
+    """Moments of each part of the batch, one row for each."""
     rows, channels = _size(x)
     tile, parts, rows_each = _cut(x, REDUCE)
     result = x.new_empty(parts, 2 * channels + 1, dtype=torch.float32)
@@ -53,7 +53,7 @@ def moments(x: Tensor) -> Tensor:
 
 
 def merge(parts: Tensor) -> Tensor:
-    """See `batch_norm_twins.merge`."""
+    """Moments of all parts together."""
     channels = parts.shape[1] // 2
     result = parts.new_empty(1, 2 * channels + 1)
     # No running statistics and no eps: the pointers are not used.
@@ -64,7 +64,7 @@ def merge(parts: Tensor) -> Tensor:
 def finish(
     parts: Tensor, running_mean: Tensor, running_var: Tensor, momentum: float, eps: float
 ) -> Tensor:
-    """See `batch_norm_twins.finish`."""
+    """Statistics from moments; moves the running ones."""
     result = parts.new_empty(parts.shape[1])
     _launch_merge(parts, result, (running_mean, running_var), (momentum, eps), finishes=True)
     return result
@@ -93,7 +93,7 @@ def apply(
     residual: Tensor | None,
     relu: bool,
 ) -> tuple[Tensor, Tensor]:
-    """See `batch_norm_twins.apply`."""
+    """Normalise, add, ReLU, and pack which values passed."""
     rows, channels = _size(x)
     tile = _fit(MAP, channels)
     result = torch.empty_like(x)
@@ -120,7 +120,7 @@ def apply(
 def backward_sums(
     grad: Tensor, other: Tensor | None, signs: Tensor, x: Tensor, statistics: Tensor, keep: bool
 ) -> tuple[Tensor, Tensor]:
-    """See `batch_norm_twins.backward_sums`."""
+    """Sums of the backward pass over the batch."""
     rows, channels = _size(x)
     tile, parts, rows_each = _cut(x, REDUCE)
     kept = torch.empty_like(x) if keep else x.new_empty(0)
@@ -150,7 +150,7 @@ def backward_sums(
 def backward_apply(
     grad: Tensor, signs: Tensor, x: Tensor, statistics: Tensor, weight: Tensor, sums: Tensor
 ) -> Tensor:
-    """See `batch_norm_twins.backward_apply`."""
+    """Gradient of batch norm's input."""
     rows, channels = _size(x)
     tile = _fit(MAP, channels)
     result = torch.empty_like(x)
@@ -175,7 +175,7 @@ def backward_apply(
 def apply_pool(
     x: Tensor, statistics: Tensor, weight: Tensor, bias: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """See `batch_norm_twins.apply_pool`."""
+    """Normalise, ReLU, pool, and which input won."""
     n, channels, height, width = x.shape
     pooled_height, pooled_width = (height + 1) // 2, (width + 1) // 2
     result = torch.empty(
@@ -208,7 +208,7 @@ def apply_pool(
 
 
 def backward_sums_pool(grad: Tensor, winners: Tensor, x: Tensor, statistics: Tensor) -> Tensor:
-    """See `batch_norm_twins.backward_sums_pool`."""
+    """Sums of the backward pass, through the pool."""
     rows, channels = _size(x)
     tile, parts, rows_each = _cut(x, POOL)
     sums = x.new_empty(parts, 2 * channels, dtype=torch.float32)
@@ -235,7 +235,7 @@ def backward_sums_pool(grad: Tensor, winners: Tensor, x: Tensor, statistics: Ten
 def backward_apply_pool(
     grad: Tensor, winners: Tensor, x: Tensor, statistics: Tensor, weight: Tensor, sums: Tensor
 ) -> Tensor:
-    """See `batch_norm_twins.backward_apply_pool`."""
+    """Gradient of batch norm's input, through the pool."""
     rows, channels = _size(x)
     tile = _fit(POOL, channels)
     result = torch.empty_like(x)

@@ -33,7 +33,7 @@ def payload(step: int) -> dict[str, Any]:
 
 
 def make_manager(folder: Path, keep_last: int = 3) -> CheckpointManager:
-    manager = CheckpointManager(folder / "checkpoints", CheckpointConfig(keep_last=keep_last))
+    manager = CheckpointManager(folder, CheckpointConfig(keep_last=keep_last))
     manager.open()
     return manager
 
@@ -86,7 +86,7 @@ def test_any_truncation_is_noticed(whole: bytes, tmp_path: Path, data: st.DataOb
         read_verified(path)
 
 
-def test_foreign_files_are_refused(tmp_path: Path) -> None:
+def test_foreign_files_are_rejected(tmp_path: Path) -> None:
     foreign = tmp_path / "foreign.pt"
     torch.save({"state_dict": {}}, foreign)
     with pytest.raises(CorruptCheckpointError, match="was not written by resnet_dist"):
@@ -118,7 +118,7 @@ def test_best_survives_without_hard_links(tmp_path: Path, monkeypatch: pytest.Mo
     assert decode_checkpoint(read_verified(manager.folder / "best.pt"), tmp_path)["step"] == 1
 
 
-def test_damaged_newest_is_set_aside_and_the_one_before_used(tmp_path: Path) -> None:
+def test_damaged_newest_is_quarantined_and_the_one_before_used(tmp_path: Path) -> None:
     manager = make_manager(tmp_path)
     save(manager, 1, 2, 3)
     manager.path(3).write_bytes(b"")
@@ -136,12 +136,14 @@ def test_nothing_good_left_is_an_error_not_a_new_run(tmp_path: Path) -> None:
     manager = make_manager(tmp_path)
     save(manager, 1)
     manager.path(1).write_bytes(b"garbage")
-    for _ in range(2):  # the second time the file is set aside already
+    for _ in range(2):  # the second time the file is quarantined already
         with pytest.raises(UserError, match="no checkpoint is left that can be used"):
             sync_load(manager, "auto", WORLD)
 
 
-def test_removed_while_it_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_removed_while_it_is_looked_for_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A mock of the moment: the name was listed, and then the file is gone."""
     manager = make_manager(tmp_path)
     save(manager, 1, 2)
@@ -152,8 +154,8 @@ def test_removed_while_it_is_looked_for(tmp_path: Path, monkeypatch: pytest.Monk
     assert loaded.notes == []
 
 
-def test_one_that_cannot_be_read_is_an_error_and_stays(tmp_path: Path) -> None:
-    """Not damaged, as far as we know: going on from an older one would throw it away."""
+def test_a_checkpoint_that_cannot_be_read_is_an_error_and_stays(tmp_path: Path) -> None:
+    """Not damaged, as far as we know: resuming from an older one would throw it away."""
     manager = make_manager(tmp_path)
     save(manager, 1)
     manager.path(2).mkdir()
@@ -162,7 +164,7 @@ def test_one_that_cannot_be_read_is_an_error_and_stays(tmp_path: Path) -> None:
     assert manager.steps() == [1, 2]
 
 
-def test_set_aside_twice_keeps_both(tmp_path: Path) -> None:
+def test_a_step_quarantined_twice_keeps_both_files(tmp_path: Path) -> None:
     manager = make_manager(tmp_path)
     save(manager, 1)
     for _ in range(2):
@@ -180,7 +182,7 @@ def test_retention_never_deletes_what_was_just_written(tmp_path: Path) -> None:
     assert 5 in manager.steps()
 
 
-def test_resume_modes(tmp_path: Path) -> None:
+def test_each_resume_mode_finds_what_it_promises(tmp_path: Path) -> None:
     manager = make_manager(tmp_path)
     assert sync_load(manager, "auto", WORLD) is None
     assert sync_load(manager, "never", WORLD) is None
@@ -209,7 +211,7 @@ def test_a_named_start_gives_way_to_the_runs_own_checkpoints(tmp_path: Path) -> 
     loaded = sync_load(own, str(other.path(7)), WORLD)
     assert loaded is not None
     assert loaded.payload["step"] == 9
-    assert "going on with those" in loaded.notes[0]
+    assert "resuming from those" in loaded.notes[0]
 
 
 KILLS = [
@@ -226,7 +228,9 @@ KILLS = [
 
 
 @pytest.mark.parametrize(("name", "newest"), KILLS)
-def test_kill_in_the_middle_of_a_save(tmp_path: Path, name: str, newest: int) -> None:
+def test_a_kill_in_the_middle_of_a_save_leaves_a_good_checkpoint(
+    tmp_path: Path, name: str, newest: int
+) -> None:
     """Steps 1 and 2 are saved; the save of step 3 dies at the failpoint, for real."""
     manager = make_manager(tmp_path, keep_last=2)
     save(manager, 1, 2, best=2)

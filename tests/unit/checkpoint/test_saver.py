@@ -15,8 +15,7 @@ import torch
 from resnet_dist.checkpoint import saver as saver_module
 from resnet_dist.checkpoint.files import decode_checkpoint, read_verified
 from resnet_dist.checkpoint.manager import CheckpointManager
-from resnet_dist.checkpoint.saver import BackgroundSaver
-from resnet_dist.checkpoint.snapshot import Snapshots
+from resnet_dist.checkpoint.saver import BackgroundSaver, Snapshots
 from resnet_dist.config import CheckpointConfig
 from resnet_dist.errors import UserError
 
@@ -39,7 +38,7 @@ class Records:
 
 class Setup:
     def __init__(self, folder: Path, *, max_failures: int = 3) -> None:
-        self.manager = CheckpointManager(folder / "checkpoints", CheckpointConfig(keep_last=2))
+        self.manager = CheckpointManager(folder, CheckpointConfig(keep_last=2))
         self.manager.open()
         self.records = Records()
         self.told: list[str] = []
@@ -134,7 +133,7 @@ def test_a_full_disk_is_reported_and_does_not_end_the_run(setup: Setup) -> None:
     for step in (31, 32, 33):
         assert not setup.saver.has_given_up
         setup.save(step)
-        with pytest.raises(UserError, match=r"goes on from step 20"):
+        with pytest.raises(UserError, match=r"resumes from step 20"):
             setup.saver.finish()
     assert setup.saver.has_given_up
     assert "so the run stops" in setup.told[-1]
@@ -147,7 +146,7 @@ def test_an_error_that_is_no_fault_of_the_disk_is_raised(setup: Setup) -> None:
         setup.saver.finish()
 
 
-def test_trial(setup: Setup, tmp_path: Path) -> None:
+def test_a_trial_checkpoint_is_written_and_deleted(setup: Setup, tmp_path: Path) -> None:
     line = setup.saver.probe(setup.payload())
     assert line.startswith("checkpoints: 0.0 MiB, written in ")
     assert list(setup.manager.folder.iterdir()) == []

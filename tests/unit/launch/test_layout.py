@@ -30,10 +30,13 @@ TORCH_FREE = {
     "resnet_dist.config.load",
     "resnet_dist.system.files",
     "resnet_dist.errors",
-    "resnet_dist.system.parent",
+    "resnet_dist.system.processes",
     "resnet_dist.data.micro_batches",
+    "resnet_dist.run.checkpoint_files",
     "resnet_dist.run.folder",
     "resnet_dist.run.outcome",
+    "resnet_dist.run.versions",
+    "resnet_dist.system.json_files",
 }
 """What the launcher may use of the trainer."""
 

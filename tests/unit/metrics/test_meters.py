@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from resnet_dist.metrics.meters import EvalMeter, TrainMeter, count_correct
 from resnet_dist.metrics.throughput import Throughput
+from tests.clock import FakeClock
 
 CPU = torch.device("cpu")
 MicroBatch = tuple[Tensor, Tensor, Tensor]
@@ -202,22 +202,9 @@ def test_evaluation_is_the_same_for_any_number_of_ranks(world_size: int) -> None
         assert [result["top1"], result["top5"]] == [c / result["samples"] for c in counts]
 
 
-class Clock:
-    """time.perf_counter under the test's hand."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
-
-
 def test_throughput_counts_waiting_and_leaves_out_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock()
-    monkeypatch.setattr(time, "perf_counter", clock)
+    clock = FakeClock()
+    monkeypatch.setattr("resnet_dist.metrics.throughput.time", clock)
 
     throughput = Throughput(CPU, global_batch_size=10)
 

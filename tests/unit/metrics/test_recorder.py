@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import math
-import os
 import subprocess
 import sys
 import textwrap
@@ -21,8 +19,6 @@ from resnet_dist.metrics.console import BarConsole, LineConsole, build_console
 from resnet_dist.metrics.jsonl import JsonlRecorder, read_records
 from resnet_dist.metrics.null import NullRecorder
 from resnet_dist.metrics.recorder import MultiRecorder, Recorder, build_recorder
-from resnet_dist.system.append import AppendOnlyFile
-from resnet_dist.system.files import replace_file
 from tests.unit.metrics.event_files import accumulated_steps, raw_steps
 
 TRAIN = {
@@ -75,7 +71,7 @@ def test_jsonl_floats_come_back_bit_for_bit(tmp_path: Path) -> None:
     json.loads((tmp_path / "m.jsonl").read_text(), parse_constant=refuse)
 
 
-def test_jsonl_cut_at_any_byte_goes_on_without_gap_or_repeat(tmp_path: Path) -> None:
+def test_jsonl_cut_at_any_byte_resumes_without_gap_or_repeat(tmp_path: Path) -> None:
     whole = tmp_path / "whole.jsonl"
     recorder = JsonlRecorder(whole, resume_step=0)
     for step in range(1, 5):
@@ -126,50 +122,6 @@ def test_jsonl_rubbish_after_what_was_flushed_goes_and_before_it_is_an_error(
         read_records(path)
 
 
-def test_a_full_disk_loses_no_record_and_only_flush_insists(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    class FullDisk:
-        """Takes 3 bytes, then none, until there is room again."""
-
-        def __init__(self, file: Any) -> None:
-            self.file, self.room = file, 3
-
-        def write(self, data: bytes) -> int:
-            if self.room == 0:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            count = min(len(data), self.room)
-            self.room -= count
-            return int(self.file.write(data[:count]))
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self.file, name)
-
-    file = AppendOnlyFile(tmp_path / "records")
-    full = FullDisk(file._file)
-    file._file = full  # type: ignore[assignment]
-    file.append(b"first\n")
-    file.append(b"second\n")
-    assert (tmp_path / "records").read_bytes() == b"fir"
-    with pytest.raises(OSError, match="No space"):
-        file.flush()
-    assert capsys.readouterr().err.count("warning") == 1
-    full.room = 1000
-    file.append(b"third\n")
-    file.close()
-    file.close()
-    assert (tmp_path / "records").read_bytes() == b"first\nsecond\nthird\n"
-
-
-def test_replace_file_leaves_the_old_one_if_writing_fails(tmp_path: Path) -> None:
-    path = tmp_path / "x"
-    path.write_text("old")
-    with pytest.raises(ZeroDivisionError):
-        replace_file(path, lambda file: file.write(b"new") // 0)
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
 RUN = """
     import os, signal, sys
     from pathlib import Path
@@ -214,6 +166,7 @@ def test_every_step_once_in_both_sinks_after_two_kills(tmp_path: Path) -> None:
     assert all(record["train/loss"] == 1 / record["step"] for record in trained)
 
     expected = {
+        "epoch": list(range(1, 41)),
         "train/loss": list(range(1, 41)),
         "train/lr": list(range(1, 41)),
         "val/top1": [10, 20, 30, 40],
@@ -268,7 +221,7 @@ def test_closing_reaches_every_recorder() -> None:
     assert len(closed) == 2
 
 
-def test_lines_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_show_position_loss_rate_and_time_left(capsys: pytest.CaptureFixture[str]) -> None:
     console = build_console("auto", resume_step=0, num_steps=400, steps_per_epoch=50)
     assert isinstance(console, LineConsole)  # the test's output is not a terminal
     console.scalars(150, TRAIN)

@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from resnet_dist.config import OptimConfig
 from resnet_dist.optim.build import build_optimizer
-from resnet_dist.optim.layerwise import LAMB, LARS
+from resnet_dist.optim.lamb import LAMB
+from resnet_dist.optim.lars import LARS
 from resnet_dist.optim.schedules import apply_schedule
 
 CONFIGS = {
@@ -65,7 +66,7 @@ REFERENCES = {"lars": _lars, "lamb": _lamb}
 
 @pytest.mark.parametrize("on_device", [False, True])
 @pytest.mark.parametrize("name", list(CONFIGS))
-def test_it_is_its_formula(name: str, on_device: bool) -> None:
+def test_updates_equal_the_formulas(name: str, on_device: bool) -> None:
     """With a learning rate that changes, as a number or as a tensor."""
     model, config = _model(), CONFIGS[name]
     start = [parameter.detach().double() for parameter in model.parameters()]
@@ -169,7 +170,7 @@ def test_nothing_waits_for_the_device(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", list(CONFIGS))
-def test_its_state_goes_through_a_checkpoint(name: str) -> None:
+def test_the_state_survives_a_checkpoint(name: str) -> None:
     model = _model()
     optimizer = build_optimizer(CONFIGS[name], model)
     for step in range(3):

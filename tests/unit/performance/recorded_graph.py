@@ -121,5 +121,5 @@ class RecordedGraphs:
 
         return replay
 
-    def begin_anew(self) -> None:
+    def start_over(self) -> None:
         """It has no memory of its own."""

@@ -18,8 +18,8 @@ from launch.records.journal import (
     parse_notes,
     write_problems,
 )
-from launch.records.json_files import append_line, write_json
 from launch.records.submissions import submission_folder
+from resnet_dist.system.json_files import append_line, write_json
 
 HOSTS = ("node1", "node2")
 JOB = "77"

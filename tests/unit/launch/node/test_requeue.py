@@ -10,7 +10,7 @@ import pytest
 
 from launch.node import requeue
 from launch.records.attempt import Attempt, AttemptName
-from launch.records.json_files import read_json
+from resnet_dist.system.json_files import read_json
 from tests.unit.launch.mock_slurm import MockSlurm
 from tests.unit.launch.node.endings import (
     bad_input,

@@ -17,7 +17,7 @@ from launch.records.attempt import (
     request_cancel,
     withdraw_cancel,
 )
-from launch.records.json_files import read_json
+from resnet_dist.system.json_files import read_json
 
 
 def test_names_are_ordered_by_number() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from launch.records import progress
-from launch.records.progress import Progress, last_outcome, newest_step, read_progress
+from launch.records.progress import Progress, last_outcome, read_progress
 
 
 def write_records(run_dir: Path, *records: dict[str, Any], end: str = "") -> None:
@@ -81,14 +81,3 @@ def test_the_last_outcome(tmp_path: Path) -> None:
     path = tmp_path / "ends.jsonl"
     path.write_text('{"outcome": "stopped"}\n{"outcome": "finished"}\n{"outcome": "div')
     assert last_outcome(tmp_path) == "finished"
-
-
-def test_the_newest_step_is_that_of_whole_checkpoints(tmp_path: Path) -> None:
-    assert newest_step(tmp_path) == 0
-    folder = tmp_path / "checkpoints"
-    folder.mkdir()
-    for step in (5, 40, 300):
-        (folder / f"step_{step:09d}.pt").touch()
-    for name in ("best.pt", "step_abc.pt", ".step_000000900.pt.12.tmp", "step_000000900.pt.bad"):
-        (folder / name).touch()
-    assert newest_step(tmp_path) == 300

@@ -9,7 +9,6 @@ import pytest
 from launch import status
 from launch.cluster.option_sources import load_cluster
 from launch.cluster.options import ClusterConfig
-from launch.records.json_files import write_json
 from launch.records.submissions import (
     Submission,
     expand,
@@ -20,6 +19,7 @@ from launch.records.submissions import (
     submissions,
 )
 from resnet_dist.errors import UserError
+from resnet_dist.system.json_files import write_json
 from tests.unit.launch.reports.made_up_run import MadeUp
 
 

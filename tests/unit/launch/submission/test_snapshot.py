@@ -9,7 +9,7 @@ from pathlib import Path
 
 from launch.submission.snapshot import copy_code
 from resnet_dist.config.load import shipped_configs
-from resnet_dist.run.folder import versions
+from resnet_dist.run.versions import versions
 
 
 def test_the_copy_of_the_code_stands_on_its_own(tmp_path: Path) -> None:
@@ -20,7 +20,7 @@ def test_the_copy_of_the_code_stands_on_its_own(tmp_path: Path) -> None:
         "import launch, resnet_dist, launch.node.requeue\n"
         "from launch.cluster.option_sources import cluster_files\n"
         "from resnet_dist.config.load import shipped_configs\n"
-        "from resnet_dist.run.folder import versions\n"
+        "from resnet_dist.run.versions import versions\n"
         "files = [*shipped_configs().values(), *cluster_files().values()]\n"
         "print(launch.__file__, resnet_dist.__file__, versions()['git'], *files, sep='\\n')\n"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from launch.records.json_files import append_line, read_json, read_lines, write_json
+from resnet_dist.system.json_files import append_line, read_json, read_lines, write_json
 
 
 def test_half_written_lines_are_left_out(tmp_path: Path) -> None:
