@@ -6,13 +6,15 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NPROC ?= 2
 
-.PHONY: help install train test test-slow check format lint types bench lock clean
+.PHONY: help install train test test-slow golden check format lint types docs bench lock clean
 
 help:
 	@echo "make train      install, make a small JPEG data set, train on $(NPROC) processes, show the result"
 	@echo "make test       install, run the tests"
 	@echo "make test-slow  also those that take minutes each"
+	@echo "make golden     rewrite the losses in tests/golden (review the diff)"
 	@echo "make check      format, lint, types, tests: what CI runs"
+	@echo "make docs       write docs/configuration.md from the docstrings of the settings"
 	@echo "make bench      measure loaders and step on this machine"
 	@echo "make clean      remove the environment"
 
@@ -31,6 +33,9 @@ test: $(STAMP)
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m ""
 
+golden: $(STAMP)
+	$(BIN)/python -m tests.golden
+
 check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -47,6 +52,9 @@ lint: $(STAMP)
 
 types: $(STAMP)
 	$(BIN)/mypy
+
+docs: $(STAMP)
+	$(BIN)/python -m resnet_dist.config.help.page > docs/configuration.md
 
 bench: $(STAMP)
 	$(BIN)/python -m resnet_dist.bench

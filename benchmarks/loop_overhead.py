@@ -20,31 +20,25 @@ import time
 from collections.abc import Generator
 from contextlib import closing
 
+from run_parts import build_run
 from torch.nn.functional import cross_entropy
 
-from resnet_dist.build import build_components, build_state
-from resnet_dist.checkpoint.restore import fingerprint_of_run
+from resnet_dist.build import build_state
 from resnet_dist.config import Config
 from resnet_dist.config.load import load_config
 from resnet_dist.data.batch import Batch
-from resnet_dist.data.datasets import sync_open_datasets
 from resnet_dist.data.loaders.loader import TrainLoader
-from resnet_dist.data.micro_batches import choose_batch_split
-from resnet_dist.faults.watchdog import sync_build_watchdog
-from resnet_dist.loop import Parts, fit
-from resnet_dist.run.folder import run_folder
+from resnet_dist.loop import Components, fit
 from resnet_dist.state import TrainState
-from resnet_dist.train import configure_torch
-from resnet_dist.world import start_process_group
 
 WARM_UP = 20
 """Steps that are not counted."""
 
 
-def bare_step(state: TrainState, parts: Parts, batch: Batch, smoothing: float) -> None:
+def bare_step(state: TrainState, use: Components, batch: Batch, smoothing: float) -> None:
     """The body of the bare loop."""
     for group in state.optimizer.param_groups:
-        group["lr"] = parts.lr_of(batch.step)
+        group["lr"] = use.lr_of(batch.step)
     logits = state.model(batch.images)
     loss = cross_entropy(logits, batch.labels, label_smoothing=smoothing)
     loss.backward()  # type: ignore[no-untyped-call]
@@ -56,11 +50,11 @@ class AlternatingLoader:
     """Gives each batch to `fit` and to the bare step, and takes the time of both."""
 
     def __init__(
-        self, loader: TrainLoader, bare: TrainState, parts: Parts, *, smoothing: float
+        self, loader: TrainLoader, bare: TrainState, use: Components, *, smoothing: float
     ) -> None:
         self._loader = loader
         self._bare = bare
-        self._parts = parts
+        self._use = use
         self._smoothing = smoothing
         self.seconds: dict[str, list[float]] = {"fit": [], "bare": []}
 
@@ -77,39 +71,28 @@ class AlternatingLoader:
 
     def _take_bare(self, batch: Batch) -> None:
         start = time.perf_counter()
-        bare_step(self._bare, self._parts, batch, self._smoothing)
+        bare_step(self._bare, self._use, batch, self._smoothing)
         self.seconds["bare"].append(time.perf_counter() - start)
 
 
 def measure(config: Config, steps: int) -> dict[str, list[float]]:
     """Seconds of each counted step of both."""
-    world = start_process_group(config.dist)
-    configure_torch(config, world)
-    datasets = sync_open_datasets(config, world)
-    batch_split = choose_batch_split(config.train.global_batch_size, 1)
-    state, bare = (build_state(config, datasets, world) for _ in range(2))
-    fingerprint = fingerprint_of_run(config, datasets, batch_split)
-    folder = run_folder(config.run)
-    (folder / "checkpoints").mkdir(parents=True)
-    watchdog = sync_build_watchdog(config.faults.watchdog_s, folder, world)
-    parts = build_components(
-        config, state, datasets, batch_split, watchdog, world=world, fingerprint=fingerprint
-    )
+    built = build_run(config)
+    state, use = built.state, built.use
+    bare = build_state(config, built.datasets, built.world)
     # Steps within an epoch cost no evaluation and no save; the save at the end is not timed.
     stop_step = steps + WARM_UP + 1
     cadence = dataclasses.replace(
-        parts.cadence, steps_per_epoch=10**9, num_steps=10**9, stop_step=stop_step
+        use.cadence, steps_per_epoch=10**9, num_steps=10**9, stop_step=stop_step
     )
-    loader = AlternatingLoader(
-        parts.train_loader, bare, parts, smoothing=config.train.label_smoothing
-    )
+    loader = AlternatingLoader(use.train_loader, bare, use, smoothing=config.loss.label_smoothing)
     with (
         contextlib.redirect_stdout(io.StringIO()),
-        watchdog,
-        closing(parts.recorder),
-        closing(parts.saver),
+        built.watchdog,
+        closing(use.recorder),
+        closing(use.saver),
     ):
-        fit(state, dataclasses.replace(parts, train_loader=loader, cadence=cadence))
+        fit(state, dataclasses.replace(use, train_loader=loader, cadence=cadence))
     return {name: values[WARM_UP : WARM_UP + steps] for name, values in loader.seconds.items()}
 
 

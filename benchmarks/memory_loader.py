@@ -16,11 +16,12 @@ from contextlib import closing
 import torch
 from numpy import __version__ as numpy_version
 
-from resnet_dist.build import batch_split_of, train_loader
+from resnet_dist.build import train_loader
 from resnet_dist.config.load import load_config
 from resnet_dist.data.datasets import sync_open_datasets
 from resnet_dist.data.loaders.loader import TrainLoader
-from resnet_dist.train import configure_torch
+from resnet_dist.data.micro_batches import choose_batch_split
+from resnet_dist.trainer import configure_torch
 from resnet_dist.world import start_process_group, stop_process_group
 
 WARM_UP = 3
@@ -58,7 +59,9 @@ def main() -> None:
         configure_torch(config, world)
         datasets = sync_open_datasets(config, world)
         start = time.perf_counter()
-        loaders[name] = train_loader(config, datasets, batch_split_of(config, world), world)
+        loaders[name] = train_loader(
+            config, datasets, choose_batch_split(config.train, world.size), world
+        )
         filled = time.perf_counter() - start
     rates: dict[str, list[float]] = {name: [] for name in loaders}
     for _ in range(args.rounds):

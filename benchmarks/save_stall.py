@@ -24,20 +24,17 @@ from contextlib import closing
 from pathlib import Path
 
 import torch
+from run_parts import build_run
 
-from resnet_dist.build import batch_split_of, build_components, build_state
-from resnet_dist.checkpoint.restore import fingerprint_of_run
 from resnet_dist.config import Config
 from resnet_dist.config.load import load_config
 from resnet_dist.data.batch import Batch
-from resnet_dist.data.datasets import sync_open_datasets
 from resnet_dist.data.loaders.loader import TrainLoader
-from resnet_dist.faults.watchdog import sync_build_watchdog
 from resnet_dist.loop import Cadence, fit
 from resnet_dist.metrics.jsonl import read_records
 from resnet_dist.run.folder import run_folder
-from resnet_dist.train import configure_torch
-from resnet_dist.world import launched_ranks, start_process_group, stop_process_group
+from resnet_dist.system.ranks import launched_ranks
+from resnet_dist.world import stop_process_group
 
 SETTINGS = [
     "data.loader=synthetic",
@@ -82,41 +79,29 @@ class Timed:
 
 def measure(config: Config, *, pairs: int, every: int) -> tuple[list[float], list[float]]:
     """(seconds of each step after the first two intervals, snapshots' ms), on this rank."""
-    world = start_process_group(config.dist)
-    configure_torch(config, world)
-    datasets = sync_open_datasets(config, world)
-    batch_split = batch_split_of(config, world)
-    state = build_state(config, datasets, world)
-    fingerprint = fingerprint_of_run(config, datasets, batch_split)
-    folder = run_folder(config.run)
-    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    watchdog = sync_build_watchdog(config.faults.watchdog_s, folder, world)
-    parts = build_components(
-        config, state, datasets, batch_split, watchdog, world=world, fingerprint=fingerprint
-    )
-    fields = {
-        field.name: getattr(parts.cadence, field.name) for field in dataclasses.fields(Cadence)
-    }
+    built = build_run(config)
+    state, use = built.state, built.use
+    fields = {field.name: getattr(use.cadence, field.name) for field in dataclasses.fields(Cadence)}
     stop = 2 * every * (pairs + 1) + 1
     cadence = InTurn(**fields | {"num_steps": 10**9, "stop_step": stop}, every=every)
-    loader = Timed(parts.train_loader)
-    parts = dataclasses.replace(parts, train_loader=loader, cadence=cadence)
+    loader = Timed(use.train_loader)
+    use = dataclasses.replace(use, train_loader=loader, cadence=cadence)
     with (
         contextlib.redirect_stdout(io.StringIO()),
-        watchdog,
-        closing(parts.recorder),
-        closing(parts.saver),
+        built.watchdog,
+        closing(use.recorder),
+        closing(use.saver),
     ):
-        parts.saver.probe(state.state_dict())
-        fit(state, parts)
+        use.saver.probe(state.state_dict())
+        fit(state, use)
     seconds = [
         after - before for before, after in zip(loader.asked, loader.asked[1:], strict=False)
     ]
     blocked = []
-    if world.is_main:
-        records = read_records(folder / "metrics.jsonl")
+    if built.world.is_main:
+        records = read_records(run_folder(config.run) / "metrics.jsonl")
         blocked = [r["checkpoint/blocked_ms"] for r in records if "checkpoint/blocked_ms" in r]
-    stop_process_group(world)
+    stop_process_group(built.world)
     # The snapshot of a step is taken before the batch of the next one is asked for.
     return seconds[2 * every - 1 :], blocked
 

@@ -1,25 +1,27 @@
 """`python -m launch.cancel RUN ...`: stop runs with a checkpoint, and for good.
 
 A running job is asked by a signal (SIGUSR1), so that it has the time it needs; `scancel` alone
-leaves it Slurm's KillWait (often 30 s), after which it is killed, and goes on from an older
-checkpoint when it is resumed.
+leaves it Slurm's KillWait (often 30 s), after which it is killed, and a resumed run starts from an
+older checkpoint.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import re
 import signal
-import socket
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch import runs, slurm, status
-from launch.attempt import request_cancel
+from launch.cluster import slurm
+from launch.records.attempt import request_cancel
+from launch.records.submissions import find_runs, last_submission
+from launch.reports.run_status import run_status
+from launch.reports.text import print_error
 from resnet_dist.errors import UserError
+from resnet_dist.run.lock import owner_of
 
 _POLL_S = 1.0
 
@@ -33,20 +35,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     arguments = parser.parse_args(argv)
     try:
-        folders = status.find_runs(arguments.runs)
+        folders = find_runs(arguments.runs)
         asked = [folder for folder in folders if ask(folder)]
         killed = [folder for folder in asked if not wait_for_end(folder, arguments.timeout)]
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return print_error(error)
     for folder in folders:
-        end = status.run_status(folder)
+        end = run_status(folder)
         print(f"{folder}: {end.state} at step {end.progress.step}")
     return 1 if killed else 0
 
 
 def ask(run_dir: Path) -> bool:
-    """Ask a run to stop; whether there was one to ask."""
+    """Ask a run to stop; whether there was one to ask. Raises UserError if it is out of reach."""
     job = _job(run_dir)
     if job is not None and job.is_active:
         request_cancel(run_dir)
@@ -55,16 +56,15 @@ def ask(run_dir: Path) -> bool:
         else:
             slurm.cancel(job.job_id)
         return True
-    owner = runs.lock_owner(run_dir)
-    found = re.match(r"process (\d+) on (\S+?)(,|$)", owner or "")
-    if found and found[2] == socket.gethostname():
-        request_cancel(run_dir)
-        os.kill(int(found[1]), signal.SIGUSR1)
-        return True
-    if owner is not None:
+    owner = owner_of(run_dir)
+    if owner is None:
+        print(f"{run_dir}: is neither queued nor running")
+        return False
+    if owner.pid is None or not owner.is_on_this_host:
         raise UserError(f"run ({run_dir}): is trained by {owner}; stop it there")
-    print(f"{run_dir}: is neither queued nor running")
-    return False
+    request_cancel(run_dir)
+    os.kill(owner.pid, signal.SIGUSR1)
+    return True
 
 
 def wait_for_end(run_dir: Path, timeout_s: float) -> bool:
@@ -82,16 +82,15 @@ def wait_for_end(run_dir: Path, timeout_s: float) -> bool:
 
 
 def _job(run_dir: Path) -> slurm.JobState | None:
-    submitted = runs.submissions(run_dir)
-    if not submitted or submitted[-1].job_id is None:
+    last = last_submission(run_dir)
+    if last is None or last.job_id is None:
         return None
-    job_id = submitted[-1].job_id
-    return slurm.states([job_id])[job_id]
+    return slurm.states([last.job_id])[last.job_id]
 
 
 def _is_active(run_dir: Path) -> bool:
     job = _job(run_dir)
-    return job.is_active if job is not None else runs.lock_owner(run_dir) is not None
+    return job.is_active if job is not None else owner_of(run_dir) is not None
 
 
 if __name__ == "__main__":

@@ -8,7 +8,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch import follow, runs
+from launch.records.submissions import expand, submissions
+from launch.reports.follow import Tail
+from launch.reports.text import print_error
 from resnet_dist.errors import UserError
 
 
@@ -16,17 +18,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the end of the log. Returns 0, or 2 if there is none."""
     parser = argparse.ArgumentParser(prog="launch.logs", description="Logs of a submitted run.")
     parser.add_argument("run", type=Path, metavar="RUN", help="a run folder")
-    parser.add_argument("-f", "--follow", action="store_true", help="go on until Ctrl-C")
+    parser.add_argument(
+        "-f", "--follow", action="store_true", help="print what comes, until Ctrl-C"
+    )
     parser.add_argument("-n", "--lines", type=int, default=50, help="last lines to show (50)")
     parser.add_argument("--node", type=int, default=0, help="number of the node in the job (0)")
     arguments = parser.parse_args(argv)
     try:
         path = find_log(arguments.run.expanduser(), arguments.node)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return print_error(error)
     print(f"==> {path} <==", flush=True)
-    tail = follow.Tail(path)
+    tail = Tail(path)
     tail.skip_to_last(arguments.lines)
     tail.show_new()
     try:
@@ -40,8 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def find_log(run_dir: Path, node: int) -> Path:
     """The log of the last submission that has one. Raises UserError."""
-    runs.expand(run_dir)  # to say so if it is no run
-    for submission in reversed(runs.submissions(run_dir)):
+    expand(run_dir)  # raises if it is no run
+    for submission in reversed(submissions(run_dir)):
         path = submission.log(node)
         if path.exists():
             return path

@@ -21,7 +21,6 @@ from resnet_dist.data.batch import Batch
 from resnet_dist.data.loaders.loader import TrainLoader
 from resnet_dist.evaluate import sync_evaluate
 from resnet_dist.faults.guards import Guards
-from resnet_dist.faults.non_finite import SkipCounts
 from resnet_dist.faults.preemption import StopSignal
 from resnet_dist.faults.watchdog import BatchSource, Phase
 from resnet_dist.metrics.recorder import Recorder
@@ -31,7 +30,7 @@ from resnet_dist.state import TrainState
 from resnet_dist.step import Step
 from resnet_dist.world import World, sync_attempt, sync_broadcast_, sync_sum_
 
-LARGEST_GRID = 64
+MAX_GRID_IMAGES = 64
 """Most images in the grid of the first batch."""
 
 
@@ -41,9 +40,9 @@ class Outcome(Enum):
     FINISHED = "finished"
     """All epochs are done."""
     LIMITED = "limited"
-    """`train.max_steps` is reached; more steps would go on exactly."""
+    """`train.max_steps` is reached; a higher one resumes the run exactly."""
     STOPPED = "stopped"
-    """A signal stopped it; started again it goes on exactly."""
+    """A signal stopped it; a restart resumes it exactly."""
     DIVERGED = "diverged"
     """Too many steps in a row had a loss or gradients that are not finite."""
 
@@ -94,15 +93,15 @@ class Cadence:
 
 
 @dataclass(frozen=True)
-class Parts:
-    """What the loop works with; all built by the entry point."""
+class Components:
+    """What the loop works with; all built by `resnet_dist.build`."""
 
     step: Step
-    """Takes a training step: one after the other, or captured and replayed."""
+    """Takes a training step: eagerly, or captured and replayed."""
     train_loader: TrainLoader
     eval_loader: BatchSource[Batch]
     autocast_dtype: torch.dtype | None
-    """Of evaluation; None: float32."""
+    """Autocast type of the evaluation's forward pass; None means float32."""
     cadence: Cadence
     lr_of: Callable[[int], float]
     momentum_of: Callable[[int], float] | None
@@ -118,125 +117,136 @@ class Parts:
     """From network input to uint8 images, for people to look at."""
 
 
-def fit(state: TrainState, parts: Parts) -> Outcome:
+def fit(state: TrainState, use: Components) -> Outcome:
     """Train from `state.step` on until the last step, `train.max_steps`, or a signal.
 
     When it returns, the last checkpoint is durable. Raises UserError, the same on all ranks, if it
     cannot be written.
     """
-    cadence = parts.cadence
-    with closing(parts.train_loader.batches(state.step, cadence.stop_step)) as loaded:
-        watched = parts.throughput.watch(_show_first(loaded, state, parts))
-        batches = parts.guards.watchdog.watch(watched)
-        outcome = None
-        while outcome is None and state.step < cadence.stop_step:
-            outcome = _sync_step(state, parts, batches)
-    if outcome is None:
-        outcome = Outcome.FINISHED if state.step == cadence.num_steps else Outcome.LIMITED
-    parts.guards.watchdog.beat(state.step, Phase.CHECKPOINT)
+    due, guards = use.cadence, use.guards
+    outcome = Outcome.FINISHED if due.stop_step == due.num_steps else Outcome.LIMITED
+    with closing(use.train_loader.batches(state.step, due.stop_step)) as loaded:
+        batches = _watch(loaded, state, use)
+        while state.step < due.stop_step:
+            guards.begin_step(state.step)
+            lr = _set_rates(state, use)
+            grad_norm = use.step(batches, step=state.step)
+            state.step += 1
+            use.throughput.count_step()
+            if state.average is not None and due.averages(state.step):
+                state.average.update(state.model)
+
+            if due.logs(state.step) and _sync_log(state, use, lr, grad_norm):
+                outcome = Outcome.DIVERGED
+                break
+            if due.checks_replicas(state.step):
+                guards.sync_check_replicas(state.step)
+            is_best = due.evaluates(state.step) and _sync_evaluate(state, use)
+            is_saved = due.saves(state.step) or is_best
+            if is_saved:
+                sync_save(state, use, is_best=is_best)
+
+            use.saver.poll()
+            if use.saver.has_given_up:
+                use.stop.request()
+            if state.step < due.stop_step and use.stop.sync_requested(state.step):
+                outcome = Outcome.STOPPED
+                if not is_saved:
+                    sync_save(state, use, is_best=False)
+                break
+    guards.watchdog.beat(state.step, Phase.CHECKPOINT)
     if outcome is not Outcome.DIVERGED:
-        sync_attempt(parts.world, parts.saver.finish)
+        sync_attempt(use.world, use.saver.finish)
     if outcome is Outcome.STOPPED:
-        parts.recorder.message(parts.stop.durable_line())
+        use.recorder.message(use.stop.durable_line())
     return outcome
 
 
-def _sync_step(state: TrainState, parts: Parts, batches: Iterator[Batch]) -> Outcome | None:
-    """One step and all that is due after it; the outcome if it was the last."""
-    cadence = parts.cadence
-    parts.guards.begin_step(state.step)
-    lr = parts.lr_of(state.step)
-    momentum = parts.momentum_of(state.step) if parts.momentum_of else None
-    apply_schedule(state.optimizer, lr=lr, momentum=momentum)
-    grad_norm = parts.step(batches, step=state.step)
-    state.step += 1
-    parts.throughput.count_step()
-    if state.average is not None and cadence.averages(state.step):
-        state.average.update(state.model)
-
-    if cadence.logs(state.step):
-        skipped = _sync_log(state, parts, {"train/lr": lr, "train/grad_norm": float(grad_norm)})
-        if skipped.longest >= cadence.faults.max_skipped_steps:
-            return Outcome.DIVERGED
-        state.guard.begin_interval()
-    if cadence.checks_replicas(state.step):
-        parts.guards.sync_check_replicas(state.step)
-    is_best = cadence.evaluates(state.step) and _sync_evaluate(state, parts)
-    is_saved = cadence.saves(state.step) or is_best
-    if is_saved:
-        sync_save(state, parts, is_best=is_best)
-    parts.saver.poll()
-    if parts.saver.has_given_up:
-        parts.stop.request()
-    if state.step < cadence.stop_step and parts.stop.sync_requested(state.step):
-        if not is_saved:
-            sync_save(state, parts, is_best=False)
-        return Outcome.STOPPED
-    return None
-
-
-def _show_first(batches: Iterator[Batch], state: TrainState, parts: Parts) -> Iterator[Batch]:
-    """Pass batches on, and record the first of a new run as a grid of images."""
-    is_new = state.step == 0
-    for batch in batches:
-        if is_new and parts.world.is_main:
-            pictures = parts.to_picture(batch.images[:LARGEST_GRID])
-            parts.recorder.images(0, "train/first_batch", pictures)
-        is_new = False
+def _watch(batches: Iterator[Batch], state: TrainState, use: Components) -> Iterator[Batch]:
+    """All that stands between loader and step: measures the wait for each batch, tells the watchdog
+    what this rank does, and records the first batch of a new run as a grid of images."""
+    watchdog, throughput = use.guards.watchdog, use.throughput
+    is_shown = state.step > 0 or not use.world.is_main
+    throughput.begin()
+    while True:
+        watchdog.begin_wait()
+        with throughput.waiting():
+            batch = next(batches, None)
+        if batch is None:
+            return
+        watchdog.end_wait()
+        if not is_shown:
+            pictures = use.to_picture(batch.images[:MAX_GRID_IMAGES])
+            use.recorder.images(0, "train/first_batch", pictures)
+            is_shown = True
         yield batch
 
 
-def sync_save(state: TrainState, parts: Parts, *, is_best: bool) -> None:
+def _set_rates(state: TrainState, use: Components) -> float:
+    """Give the optimizer the rates of the step that begins. Returns its learning rate."""
+    lr = use.lr_of(state.step)
+    momentum = use.momentum_of(state.step) if use.momentum_of else None
+    apply_schedule(state.optimizer, lr=lr, momentum=momentum)
+    return lr
+
+
+def sync_save(state: TrainState, use: Components, *, is_best: bool) -> None:
     """Begin to save this step. All ranks must call it; rank 0 writes, in the background."""
-    parts.guards.watchdog.beat(state.step, Phase.CHECKPOINT)
-    sync_broadcast_(state.guard.buffers, parts.world)
-    saved = state.sync_state_dict(lambda tensor: sync_sum_(tensor, parts.world))
-    parts.saver.save({**saved, **parts.fingerprint}, step=state.step, is_best=is_best)
+    use.guards.watchdog.beat(state.step, Phase.CHECKPOINT)
+    sync_broadcast_(state.guard.buffers, use.world)
+    saved = state.sync_state_dict(lambda tensor: sync_sum_(tensor, use.world))
+    use.saver.save({**saved, **use.fingerprint}, step=state.step, is_best=is_best)
 
 
-def _sync_log(state: TrainState, parts: Parts, extra: dict[str, float]) -> SkipCounts:
-    """Read the meters, the only host synchronisation between evaluations, and record them."""
-    parts.guards.watchdog.beat(state.step, Phase.LOG)
-    measured = state.meter.read_and_reset(lambda tensor: sync_sum_(tensor, parts.world))
+def _sync_log(state: TrainState, use: Components, lr: float, grad_norm: torch.Tensor) -> bool:
+    """Read the meters, the only host synchronisation between evaluations, and record them. Returns
+    whether too many steps in a row were skipped."""
+    use.guards.watchdog.beat(state.step, Phase.LOG)
+    measured = state.meter.read_and_reset(lambda tensor: sync_sum_(tensor, use.world))
     del measured["samples"]
     skipped = state.guard.read()
-    measured["skipped_steps"] = skipped.total
-    values = {f"train/{name}": value for name, value in measured.items()}
-    speeds = parts.throughput.read_and_reset()
-    values |= {f"train/{name}": value for name, value in speeds.items()}
+    speeds = use.throughput.read_and_reset()
     data_wait_ms = speeds["data_wait_share"] * speeds["step_time_ms"]
-    values |= parts.guards.stragglers.sync_read_and_reset(data_wait_ms, parts.recorder.message)
-    values |= {f"checkpoint/{name}": value for name, value in parts.saver.read_times().items()}
-    parts.recorder.scalars(
-        state.step, {"epoch": state.step / parts.cadence.steps_per_epoch, **values, **extra}
-    )
+    values = {f"train/{name}": value for name, value in (measured | speeds).items()}
+    values["train/skipped_steps"] = skipped.total
+    values |= use.guards.stragglers.sync_read_and_reset(data_wait_ms, use.recorder.message)
+    values |= {f"checkpoint/{name}": value for name, value in use.saver.read_times().items()}
+    values |= {"train/lr": lr, "train/grad_norm": float(grad_norm)}
+    _record(state, use, values)
     suspicion = state.losses.add(measured["loss"])
     if suspicion is not None:
-        parts.recorder.message(suspicion)
-    return skipped
+        use.recorder.message(suspicion)
+    if skipped.longest >= use.cadence.faults.max_skipped_steps:
+        return True
+    state.guard.begin_interval()
+    return False
 
 
-def _sync_evaluate(state: TrainState, parts: Parts) -> bool:
-    """Evaluate and record; whether this is the best model so far."""
-    with parts.throughput.paused():
-        values = _evaluate(state.model, parts, "val/")
+def _sync_evaluate(state: TrainState, use: Components) -> bool:
+    """Evaluate and record; whether this is the best model so far, and is to be kept."""
+    with use.throughput.paused():
+        values = _evaluate(state.model, use, "val/")
         if state.average is not None:
-            values |= _evaluate(state.average.module, parts, "val/ema_")
-    epoch = state.step / parts.cadence.steps_per_epoch
-    parts.recorder.scalars(state.step, {"epoch": epoch, **values})
+            values |= _evaluate(state.average.module, use, "val/ema_")
+    _record(state, use, values)
     top1 = max(values["val/top1"], values.get("val/ema_top1", 0.0))
     is_best = top1 > state.best_top1
     if is_best:
         state.best_top1, state.best_step = top1, state.step
-    return is_best and parts.cadence.checkpoint.keep_best
+    return is_best and use.cadence.checkpoint.keep_best
 
 
-def _evaluate(model: nn.Module, parts: Parts, prefix: str) -> dict[str, float]:
+def _evaluate(model: nn.Module, use: Components, prefix: str) -> dict[str, float]:
     result = sync_evaluate(
         model,
-        parts.eval_loader,
-        world=parts.world,
-        autocast_dtype=parts.autocast_dtype,
-        flip=parts.cadence.eval.flip,
+        use.eval_loader,
+        world=use.world,
+        autocast_dtype=use.autocast_dtype,
+        flip=use.cadence.eval.flip,
     )
     return {f"{prefix}{name}": value for name, value in result.items() if name != "samples"}
+
+
+def _record(state: TrainState, use: Components, values: dict[str, float]) -> None:
+    epoch = state.step / use.cadence.steps_per_epoch
+    use.recorder.scalars(state.step, {"epoch": epoch, **values})

@@ -14,44 +14,29 @@ Both are summed over the samples.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
+from resnet_dist.config import LossConfig
 from resnet_dist.data.batch import Batch, MixedLabels
 
-
-@dataclass(frozen=True)
-class LossSettings:
-    """Which loss."""
-
-    name: Literal["cross_entropy", "binary_cross_entropy"] = "cross_entropy"
-    label_smoothing: float = 0.0
-    sums_classes: bool = False
-    """binary_cross_entropy: the sum over the classes, not their mean."""
-    target_threshold: float | None = None
-    """binary_cross_entropy: targets above it are 1, others 0."""
-
-
-PLAIN = LossSettings()
+PLAIN = LossConfig()
 """The cross-entropy that validation reports."""
 
 
 def loss_sum(
-    logits: Tensor, labels: Tensor, mixed: MixedLabels | None, settings: LossSettings
+    logits: Tensor, labels: Tensor, mixed: MixedLabels | None, config: LossConfig
 ) -> Tensor:
     """The loss summed over a batch, float32 scalar, from `[n, classes]` and `[n]` int64."""
     logits = logits.float()
-    if settings.name == "binary_cross_entropy":
-        targets = soft_targets(labels, mixed, logits.shape[1], settings.label_smoothing)
-        if settings.target_threshold is not None:
-            targets = (targets > settings.target_threshold).to(targets.dtype)
+    if config.name == "binary_cross_entropy":
+        targets = soft_targets(labels, mixed, logits.shape[1], config.label_smoothing)
+        if config.bce_target_threshold is not None:
+            targets = (targets > config.bce_target_threshold).to(targets.dtype)
         total = binary_cross_entropy_with_logits(logits, targets, reduction="sum")
-        return total if settings.sums_classes else total / logits.shape[1]
-    smoothing = settings.label_smoothing
+        return total if config.bce_sum_classes else total / logits.shape[1]
+    smoothing = config.label_smoothing
     if mixed is None:
         return cross_entropy(logits, labels, label_smoothing=smoothing, reduction="sum")
     own, others = (

@@ -1,6 +1,7 @@
 """One training step: forward, loss, backward, clip, update. Only tensors.
 
-Reads no rank, file, logger or config; synchronises nothing with the host.
+Reads no rank, file, logger or config; synchronises nothing with the host. Faults that tests inject
+are `resnet_dist.performance.faulty_step`'s, CUDA graphs `resnet_dist.performance.cuda_graph`'s.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from resnet_dist.config import LossConfig
 from resnet_dist.data.batch import Batch
 from resnet_dist.faults.non_finite import NonFiniteGuard
-from resnet_dist.faults.replica_check import flip_a_bit
-from resnet_dist.loss import LossSettings, loss_sum, main_labels
-from resnet_dist.system.failpoints import failpoint
+from resnet_dist.loss import loss_sum, main_labels
+
+AUTOCAST_DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Autocast type of each `train.precision`; None: none."""
 
 OnLogits = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
 """Called with the summed loss (scalar), logits `[n, classes]` and main labels `[n]`, detached."""
@@ -29,26 +32,30 @@ class StepSettings:
     """What a step computes, in numbers."""
 
     accumulation_steps: int
-    """Micro-batches of a step."""
+    """Micro-batches per step."""
     gradient_scale: float
     """world_size / global_batch_size: turns a sum over samples into this rank's share of the mean
     over the global batch, given that DDP averages over the ranks. Local sizes may differ."""
     autocast_dtype: torch.dtype | None
     """None: float32."""
-    loss: LossSettings
+    loss: LossConfig
     clip_grad_norm: float | None
     clip_grad_value: float | None
 
 
 class Step(Protocol):
-    """How the loop takes a step, whatever it is made of."""
+    """How the loop takes a step: eagerly, or as a CUDA graph."""
 
     @property
     def network(self) -> nn.Module:
         """The model as it is called in training: with compile and DDP around it."""
 
     def __call__(self, batches: Iterator[Batch], *, step: int) -> torch.Tensor:
-        """See `train_step`."""
+        """Take the micro-batches of step `step` from `batches` and update the parameters.
+
+        Returns the L2 norm of the whole gradient before clipping (scalar, on the device). If that
+        is not finite, nothing but the counts of the guard has changed.
+        """
 
     def close(self) -> None:
         """Give up what is held on the device besides the state; may be called again after."""
@@ -56,7 +63,7 @@ class Step(Protocol):
 
 @dataclass(frozen=True)
 class EagerStep:
-    """One step after the other: what is the same in all of them, and what is done in each."""
+    """A step whose operations are launched one after the other."""
 
     network: nn.Module
     optimizer: torch.optim.Optimizer
@@ -72,63 +79,38 @@ class EagerStep:
         return list(self.network.parameters())
 
     def __call__(self, batches: Iterator[Batch], *, step: int | torch.Tensor) -> torch.Tensor:
-        """See `train_step`."""
         self.add_gradients(batches)
         return self.update(step=step)
 
     def add_gradients(self, batches: Iterator[Batch]) -> None:
         """The forward and backward passes of a step's micro-batches."""
-        failpoint("step.begin")
-        settings = self.settings
         self.guard.begin()
-        for micro_batch in range(settings.accumulation_steps):
+        for micro_batch in range(self.settings.accumulation_steps):
             batch = next(batches)
-            is_last = micro_batch == settings.accumulation_steps - 1
+            is_last = micro_batch == self.settings.accumulation_steps - 1
             with _gradient_sync(self.network, is_last):
-                with autocast(batch.images.device, settings.autocast_dtype):
+                with autocast(batch.images.device, self.settings.autocast_dtype):
                     logits = self.network(batch.images)
-                loss = loss_sum(logits, batch.labels, batch.mixed, settings.loss)
-                if failpoint("step.loss"):
-                    loss = loss * float("nan")
+                loss = self.loss_of(logits, batch)
                 checked = self.guard.check_loss(loss)
-                self.scaler.scale(checked * settings.gradient_scale).backward()  # type: ignore[no-untyped-call]
+                self.scaler.scale(checked * self.settings.gradient_scale).backward()  # type: ignore[no-untyped-call]
             self.on_logits(loss.detach(), logits.detach(), main_labels(batch))
+
+    def loss_of(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """The loss summed over the micro-batch, float32 scalar."""
+        return loss_sum(logits, batch.labels, batch.mixed, self.settings.loss)
 
     def update(self, *, step: int | torch.Tensor) -> torch.Tensor:
         """Clip, and update the parameters, of which then none has a gradient. Returns the norm."""
-        failpoint("step.before_optimizer")
         self.scaler.unscale_(self.optimizer)
         grad_norm = _total_norm(self._parameters)
         is_skipped = self.guard.decide(grad_norm, step=step)
         _clip(self._parameters, grad_norm, self.settings)
         _update(self.optimizer, self.scaler, is_skipped)
-        failpoint("step.after_optimizer")
-        if failpoint("step.parameters"):
-            flip_a_bit(self.network)
         return grad_norm
 
     def close(self) -> None:
         """Nothing is held."""
-
-
-def train_step(
-    network: nn.Module,
-    batches: Iterator[Batch],
-    *,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    settings: StepSettings,
-    on_logits: OnLogits,
-    guard: NonFiniteGuard,
-    step: int | torch.Tensor,
-) -> torch.Tensor:
-    """Take the micro-batches of step `step` from `batches` and update the parameters.
-
-    Returns the L2 norm of the whole gradient before clipping (scalar, on the device). If that is
-    not finite, nothing but the counts of `guard` has changed.
-    """
-    eager = EagerStep(network, optimizer, scaler, settings, on_logits, guard)
-    return eager(batches, step=step)
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:

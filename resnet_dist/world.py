@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,17 +20,13 @@ import torch.distributed as dist
 from resnet_dist.config import DistConfig
 from resnet_dist.errors import AgreedError, UserError
 from resnet_dist.system.parent import die_with_parent
+from resnet_dist.system.ranks import is_started_by_torchrun, launched_ranks
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
-_LAUNCH_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 FLIGHT_RECORDER_FOLDER = "flight_recorder"
 """In the run folder; the file of a rank is `rank_<rank>`, for torch's `fr_trace`."""
-
-_ELASTIC_VARIABLE = "TORCHELASTIC_RUN_ID"
-JOB_VARIABLE = "RESNET_DIST_JOB"
-"""Environment variable: what all starts of one job have in common, where a launcher gives each of
-them a rendezvous id of its own."""
 
 
 @dataclass(frozen=True)
@@ -49,30 +45,6 @@ class World:
         return self.rank == 0
 
 
-def launched_ranks() -> tuple[int, int, int, int]:
-    """(rank, world_size, local_rank, local_world_size) as torchrun gave them; one process else."""
-    present = [name in os.environ for name in _LAUNCH_VARIABLES]
-    if not any(present):
-        return 0, 1, 0, 1
-    if not all(present):
-        missing = [name for name in _LAUNCH_VARIABLES if name not in os.environ]
-        raise UserError(
-            f"environment ({', '.join(missing)}): not set although other variables of torchrun "
-            f"are; start with `torchrun --nproc_per_node N -m resnet_dist.train`"
-        )
-    rank, size, local_rank, local_size = (int(os.environ[name]) for name in _LAUNCH_VARIABLES)
-    return rank, size, local_rank, local_size
-
-
-def elastic_job() -> str | None:
-    """What all processes of one job, restarted ones too, have in common: RESNET_DIST_JOB, or the
-    `--rdzv-id` of torchrun."""
-    if JOB_VARIABLE in os.environ:
-        return os.environ[JOB_VARIABLE]
-    job = os.environ.get(_ELASTIC_VARIABLE)
-    return None if job == "none" else job  # "none" is torchrun's default, so any job's
-
-
 def start_process_group(config: DistConfig, run_folder: Path | None = None) -> World:
     """Join the process group that torchrun prepared (none for one process) and pick the device.
 
@@ -80,7 +52,7 @@ def start_process_group(config: DistConfig, run_folder: Path | None = None) -> W
     record of the last ones in `run_folder`, if that is given.
     Raises UserError if the world is not of the size that the config insists on.
     """
-    if _ELASTIC_VARIABLE in os.environ:
+    if is_started_by_torchrun():
         die_with_parent()
     rank, size, local_rank, local_size = launched_ranks()
     if config.world_size is not None and size != config.world_size:
@@ -149,15 +121,15 @@ def threads_per_rank(local_size: int) -> int:
     return max(1, len(os.sched_getaffinity(0)) // local_size)
 
 
-def sync_attempt(world: World, function: Callable[[], T]) -> T:
-    """Run a function on every rank; if it raises UserError on any, raise that on all.
+def sync_attempt(world: World, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a function on every rank; if it raises UserError on any, raise that on all.
 
     So that a rank that found bad input does not leave the others waiting in the next collective.
     """
     result: T | None = None
     message: str | None = None
     try:
-        result = function()
+        result = function(*args, **kwargs)
     except UserError as error:
         if world.size == 1:
             raise

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import multiprocessing
+import os
 from collections.abc import Callable
 from multiprocessing import forkserver
 from pathlib import Path
@@ -58,6 +60,46 @@ def image_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 seed = hash((len(split), label, i)) % 2**31
                 _write_image(root / split / name / f"{i:03d}.jpg", height, width, seed=seed)
     return root
+
+
+PHOTOGRAPHS = {
+    "animal": ("chelsea.png",),
+    "people": ("astronaut.png", "camera.png"),
+    "things": ("coffee.png", "motorcycle_left.png", "motorcycle_right.png", "coins.png"),
+    "view": ("rocket.jpg", "hubble_deep_field.jpg", "moon.png", "grass.png", "gravel.png"),
+}
+"""What scikit-image ships in its package; nothing is fetched."""
+COMPRESSIONS = [(95, "4:4:4"), (90, "4:2:0"), (75, "4:2:2")]
+"""JPEG qualities and chroma subsamplings."""
+
+
+@pytest.fixture(scope="session")
+def real_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of class folders of photographs: real ImageNet where RESNET_DIST_TEST_IMAGENET names
+    one, else those of scikit-image, each in several sizes and compressions."""
+    named = os.environ.get("RESNET_DIST_TEST_IMAGENET")
+    if named:
+        return Path(named)
+    package = importlib.util.find_spec("skimage")
+    if package is None or package.origin is None:
+        pytest.skip("scikit-image is not installed, and RESNET_DIST_TEST_IMAGENET is not set")
+    root = tmp_path_factory.mktemp("photographs")
+    for label, names in PHOTOGRAPHS.items():
+        (root / label).mkdir()
+        for name in names:
+            with Image.open(Path(package.origin).parent / "data" / name) as photograph:
+                _write_photograph(photograph, root / label / Path(name).stem)
+    return root
+
+
+def _write_photograph(photograph: Image.Image, stem: Path) -> None:
+    """With at most 700, 500 and 331 pixels on the longer side, compressed differently."""
+    image = photograph if photograph.mode == "L" else photograph.convert("RGB")
+    for side, (quality, subsampling) in zip((None, 500, 331), COMPRESSIONS, strict=True):
+        scaled = image.copy()
+        scaled.thumbnail((side or 700, side or 700), Image.Resampling.LANCZOS)
+        settings = {} if image.mode == "L" else {"subsampling": subsampling}
+        scaled.save(f"{stem}_{quality}.JPEG", quality=quality, **settings)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator
 from dataclasses import fields, replace
 from pathlib import Path
@@ -165,12 +164,8 @@ def denormalise(data: DataConfig, images: torch.Tensor) -> torch.Tensor:
     return (images * std + mean) * 255
 
 
-def imagenet_root(folder: Path) -> Path | None:
-    """A root in `folder` whose splits are the class folders that RESNET_DIST_TEST_IMAGENET names;
-    None if it names none."""
-    images = os.environ.get("RESNET_DIST_TEST_IMAGENET")
-    if not images:
-        return None
+def link_splits(folder: Path, images: Path) -> Path:
+    """A root in `folder` of which both splits are the class folders of `images`."""
     for split in ("train", "val"):
         (folder / split).symlink_to(images)
     return folder

@@ -19,13 +19,15 @@ from itertools import islice
 import torch
 
 from resnet_dist.bench.step import compare_modes
-from resnet_dist.build import batch_split_of, build_state, sync_build_step, train_loader
+from resnet_dist.build import build_state, train_loader
 from resnet_dist.config import Config
 from resnet_dist.config.load import load_config, parse_arguments
 from resnet_dist.data.batch import Batch
 from resnet_dist.data.datasets import sync_open_datasets
+from resnet_dist.data.micro_batches import choose_batch_split
 from resnet_dist.errors import UserError
-from resnet_dist.train import configure_torch
+from resnet_dist.performance.build import sync_build_step
+from resnet_dist.trainer import configure_torch
 from resnet_dist.world import World, start_process_group, stop_process_group, sync_broadcast_object
 
 ROUNDS = 3
@@ -60,7 +62,7 @@ def measure(config: Config, world: World) -> dict[str, list[float]]:
     """Images/s over all ranks of each part, one figure a round."""
     configure_torch(config, world)
     datasets = sync_open_datasets(config, world)
-    batch_split = batch_split_of(config, world)
+    batch_split = choose_batch_split(config.train, world.size)
     state = build_state(config, datasets, world)
     taken = sync_build_step(config, state, batch_split, world=world)
     loader = train_loader(config, datasets, batch_split, world)

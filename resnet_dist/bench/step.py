@@ -18,17 +18,18 @@ from itertools import cycle, islice
 import torch
 from torch import Tensor
 
-from resnet_dist.build import batch_split_of, build_state, sync_build_step, train_loader
+from resnet_dist.build import build_state, train_loader
 from resnet_dist.config import Config
 from resnet_dist.config.load import Arguments, load_config
 from resnet_dist.data.batch import Batch
 from resnet_dist.data.datasets import Datasets, sync_open_datasets
-from resnet_dist.data.micro_batches import BatchSplit
+from resnet_dist.data.micro_batches import BatchSplit, choose_batch_split
 from resnet_dist.errors import UserError
+from resnet_dist.performance.build import sync_build_step
 from resnet_dist.performance.modes import modes_for
 from resnet_dist.state import TrainState
 from resnet_dist.step import Step
-from resnet_dist.train import configure_torch
+from resnet_dist.trainer import configure_torch
 from resnet_dist.world import World, sync_broadcast_object
 
 ROUNDS = 5
@@ -76,7 +77,7 @@ def build_timed(config: Config, world: World) -> Timed:
     """Everything for a step, built as `resnet_dist.train` does. All ranks must call it."""
     configure_torch(config, world)
     datasets = sync_open_datasets(config, world)
-    batch_split = batch_split_of(config, world)
+    batch_split = choose_batch_split(config.train, world.size)
     state = build_state(config, datasets, world)
     taken = sync_build_step(config, state, batch_split, world=world)
     return Timed(config, world, datasets, batch_split, state, taken)

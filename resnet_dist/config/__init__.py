@@ -3,25 +3,30 @@
 Owns the names, types, defaults, units and rules of every setting. Does not read files (see
 `resnet_dist.config.load`), never imports torch, and never holds a derived value.
 
-Fields marked with `exact=False` do not change the mathematics of a run: a run may be resumed with
+Settings that are `free` do not change the mathematics of a run: a run may be resumed with
 another value of them. All others are part of "training is a pure function of (config, seed, step)".
 """
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, get_args, get_type_hints
 
 from resnet_dist.config.augment import AugmentConfig
 from resnet_dist.config.dali import DaliConfig
 from resnet_dist.config.data import DataConfig
 from resnet_dist.config.dist import DistConfig, FaultsConfig
-from resnet_dist.config.model import ModelConfig
+from resnet_dist.config.model import LossConfig, ModelConfig
 from resnet_dist.config.optim import OptimConfig, ScheduleConfig
+from resnet_dist.config.performance import PerformanceConfig
 from resnet_dist.config.run import CheckpointConfig, EvalConfig, LogConfig, RunConfig
-from resnet_dist.config.setting import Rules
+from resnet_dist.config.setting import check_section, setting
 from resnet_dist.config.train import TrainConfig
 
 __all__ = [
+    "SECTIONS",
     "AugmentConfig",
     "CheckpointConfig",
     "Config",
@@ -31,11 +36,17 @@ __all__ = [
     "EvalConfig",
     "FaultsConfig",
     "LogConfig",
+    "LossConfig",
     "ModelConfig",
     "OptimConfig",
+    "PerformanceConfig",
     "RunConfig",
     "ScheduleConfig",
     "TrainConfig",
+    "field_paths",
+    "is_optional",
+    "is_text",
+    "type_hints",
 ]
 
 
@@ -43,16 +54,18 @@ __all__ = [
 class Config:
     """A whole run."""
 
-    seed: int = 0
+    seed: int = setting(0, ge=0, le=2**63 - 1, hint="0 is fine")
     """Everything random is a function of it and the position (see `resnet_dist.rng`)."""
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     dali: DaliConfig = field(default_factory=DaliConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    performance: PerformanceConfig = field(default_factory=PerformanceConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
@@ -60,10 +73,7 @@ class Config:
     faults: FaultsConfig = field(default_factory=FaultsConfig)
 
     def __post_init__(self) -> None:
-        rules = Rules()
-        rules.require(
-            0 <= self.seed < 2**63, "seed", self.seed, "must lie in [0, 2**63)", "0 is fine"
-        )
+        rules = check_section(self, "")
         rules.require(
             self.schedule.warmup_epochs < self.train.epochs,
             "schedule.warmup_epochs",
@@ -93,4 +103,53 @@ class Config:
             "does not go with model.name=resnet9, which takes three channels",
             "leave it out",
         )
+        rules.require(
+            self.train.channels_last or not self.performance.may_use("fused_norm"),
+            "performance.fused_norm",
+            True,
+            "needs train.channels_last=true",
+            "the kernels read channels-last memory",
+        )
         rules.enforce()
+
+
+SECTIONS: dict[str, type[Any]] = {
+    name: kind
+    for name, kind in get_type_hints(Config).items()
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind)
+}
+"""Name -> dataclass of every section."""
+
+
+def field_paths() -> dict[str, dataclasses.Field[Any]]:
+    """Every setting: dotted path -> dataclass field."""
+    paths: dict[str, dataclasses.Field[Any]] = {}
+    for item in dataclasses.fields(Config):
+        if item.name in SECTIONS:
+            for leaf in dataclasses.fields(SECTIONS[item.name]):
+                paths[f"{item.name}.{leaf.name}"] = leaf
+        else:
+            paths[item.name] = item
+    return paths
+
+
+@cache
+def type_hints() -> dict[str, Any]:
+    """Every setting: dotted path -> type."""
+    hints: dict[str, Any] = {}
+    for name, kind in get_type_hints(Config).items():
+        if name in SECTIONS:
+            hints |= {f"{name}.{leaf}": hint for leaf, hint in get_type_hints(kind).items()}
+        else:
+            hints[name] = kind
+    return hints
+
+
+def is_optional(hint: Any) -> bool:
+    """Whether a setting of this type may be null."""
+    return type(None) in get_args(hint)
+
+
+def is_text(hint: Any) -> bool:
+    """Whether a setting of this type takes any text."""
+    return hint is str or str in get_args(hint)

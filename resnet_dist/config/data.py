@@ -17,6 +17,9 @@ class DataConfig:
     root: str | None = setting(None, free=True)
     """Folder with one folder per split, each with one folder per class or packed by
     resnet_dist.prepare. None: the embedded data set."""
+    num_train_samples: int | None = setting(None, ge=1, hint="ImageNet-1k has 1281167", free=True)
+    """Number of training samples, for --print-config without the data being there; where the data
+    is indexed, its count is taken. null: it is counted."""
     train_split: str = setting("train", free=True)
     """Name of the training folder below `data.root`."""
     val_split: str = setting("val", free=True)

@@ -7,21 +7,25 @@ at once. Later sources win. Never imports torch.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from resnet_dist.config import Config
+from resnet_dist.config import SECTIONS, Config, field_paths, is_optional, is_text, type_hints
+from resnet_dist.config.help import aliases
+from resnet_dist.config.help.answers import explain, overview, type_in_words
+from resnet_dist.config.setting import is_free
 from resnet_dist.errors import UserError
 
 DEFAULT_CONFIG = "quickstart"
+COMMAND_LINE = "command line"
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,8 @@ class Arguments:
     files: list[str]
     overrides: list[str]
     print_config: bool
+    nproc: int | None = None
+    """Ranks that `--print-config` plans for; None: those that were started."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +49,48 @@ class Resolved:
     overrides: list[str]
 
 
+class _Help(argparse.Action):
+    """`--help`, `--help SECTION` and `--help KEY`."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        _namespace: argparse.Namespace,
+        values: Any,
+        _option: str | None = None,
+    ) -> None:
+        if values is None:
+            parser.print_help()
+            parser.exit()
+        try:
+            print(explain(values.partition("=")[0]))
+        except UserError as error:
+            parser.exit(error.exit_code, f"error: {error}\n")
+        parser.exit()
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of processes")
+    return int(text)
+
+
 def parse_arguments(argv: Sequence[str] | None, *, prog: str, description: str) -> Arguments:
-    """Read `--config FILE ... --print-config key=value ...`."""
+    """Read `--config FILE ... --print-config --nproc N key=value ...`; answers `--help [KEY]`."""
     parser = argparse.ArgumentParser(
         prog=prog,
         description=description,
-        epilog="Every setting is a key=value argument, for example train.epochs=10; "
-        "--print-config lists them all.",
+        epilog=overview(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+    )
+    parser.add_argument(
+        "-h",
+        "--help",
+        nargs="?",
+        action=_Help,
+        metavar="KEY",
+        help="show this, or what is known about a section or a setting, and stop",
     )
     parser.add_argument(
         "--config",
@@ -59,10 +100,17 @@ def parse_arguments(argv: Sequence[str] | None, *, prog: str, description: str) 
         help="YAML file, or the name of a shipped config; several are merged, the later wins "
         f"(default: {DEFAULT_CONFIG}; shipped: {', '.join(sorted(shipped_configs()))})",
     )
-    parser.add_argument("--print-config", action="store_true", help="show every value and stop")
+    parser.add_argument(
+        "--print-config",
+        action="store_true",
+        help="show every value, its origin, and what follows from them, and stop",
+    )
+    parser.add_argument(
+        "--nproc", type=_count, metavar="N", help="ranks that --print-config plans for"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     arguments = parser.parse_intermixed_args(argv)
-    return Arguments(arguments.config, arguments.overrides, arguments.print_config)
+    return Arguments(arguments.config, arguments.overrides, arguments.print_config, arguments.nproc)
 
 
 def shipped_configs() -> dict[str, Path]:
@@ -94,23 +142,12 @@ def load_config(files: Sequence[str], overrides: Sequence[str] = ()) -> Resolved
     errors: list[str] = []
     leaves: dict[str, tuple[Any, str]] = {}
     for name in files or [DEFAULT_CONFIG]:
-        path = find_config(name)
-        for key, value in _read_yaml(path):
+        for key, value in _read_yaml(find_config(name)):
             leaves[key] = (value, str(name))
     for override in overrides:
-        key, separator, _ = override.partition("=")
-        if not separator:
-            errors.append(f"argument ({override}): is not of the form key=value")
-            continue
-        try:
-            parsed = OmegaConf.to_container(OmegaConf.from_dotlist([override]))
-        except (yaml.YAMLError, OmegaConfBaseException) as error:
-            errors.append(f"{key}: cannot read the value: {_first_line(error)}")
-            continue
-        for leaf, value in _flatten(parsed):
-            leaves[leaf] = (value, "command line")
-    merged = _merge(leaves, errors)
-    config = _validate(merged, errors)
+        for key, value in _read_override(override, errors):
+            leaves[key] = (value, COMMAND_LINE)
+    config = _build(_typed(leaves, errors), errors)
     if errors:
         raise UserError("\n".join(dict.fromkeys(errors)))
     assert config is not None
@@ -118,15 +155,54 @@ def load_config(files: Sequence[str], overrides: Sequence[str] = ()) -> Resolved
     return Resolved(config, sources, list(overrides))
 
 
+class _Loader(yaml.SafeLoader):
+    """Scalars stay text, but for null: the type of the setting says what they are. A key that is
+    given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"found duplicate key {key}", problem_mark=node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [each for each in resolvers if each[0].endswith((":null", ":merge"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
 def _read_yaml(path: Path) -> Iterator[tuple[str, Any]]:
     try:
-        loaded = OmegaConf.to_container(OmegaConf.load(path))
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+        loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (yaml.YAMLError, UnicodeDecodeError, OSError, RecursionError) as error:
         message = " ".join(str(error).split())
         raise UserError(f"--config ({path}): cannot be read as YAML: {message}") from error
     if loaded and not isinstance(loaded, dict):
         raise UserError(f"--config ({path}): must hold sections such as `train:`, not a list")
     return _flatten(loaded)
+
+
+def _read_override(override: str, errors: list[str]) -> Iterator[tuple[str, Any]]:
+    """Text settings take all that follows the first `=` as it is, others are read as YAML."""
+    key, separator, text = override.partition("=")
+    if not separator:
+        errors.append(f"argument ({override}): is not of the form key=value")
+        return
+    hint = type_hints().get(key)
+    if hint is not None and is_text(hint):
+        yield key, None if text == "null" and is_optional(hint) else text
+        return
+    if hint is None and key not in SECTIONS:
+        yield key, text  # unknown, which is reported with the others
+        return
+    try:
+        yield from _flatten({key: yaml.load(text, Loader=_Loader)})
+    except (yaml.YAMLError, RecursionError) as error:
+        errors.append(f"{key}: cannot read the value ({text}): {_first_line(error)}")
 
 
 def _flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -138,22 +214,6 @@ def _flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield path, value
 
 
-SECTIONS = {item.name for item in dataclasses.fields(Config) if item.name != "seed"}
-
-
-def field_paths() -> dict[str, dataclasses.Field[Any]]:
-    """Every setting: dotted path -> dataclass field."""
-    paths: dict[str, dataclasses.Field[Any]] = {}
-    defaults = Config()
-    for item in dataclasses.fields(Config):
-        if item.name in SECTIONS:
-            for leaf in dataclasses.fields(getattr(defaults, item.name)):
-                paths[f"{item.name}.{leaf.name}"] = leaf
-        else:
-            paths[item.name] = item
-    return paths
-
-
 def _near(name: str, known: Mapping[str, Any]) -> str:
     """A hint at the known name that was probably meant."""
     by_leaf = {path.rpartition(".")[2]: path for path in known}
@@ -163,54 +223,92 @@ def _near(name: str, known: Mapping[str, Any]) -> str:
     return f"; did you mean {found}?" if found else ""
 
 
-def _merge(leaves: Mapping[str, tuple[Any, str]], errors: list[str]) -> Any:
-    """Put the values into the typed tree: all at once, or, where one of them does not fit, each on
-    its own, so that one error does not hide the next (and takes much longer)."""
-    base = OmegaConf.structured(Config)
+def _unknown(key: str) -> str:
+    """What is said about a key that does not exist."""
+    if key in SECTIONS:
+        return "is a section; set its keys"
     known = field_paths()
-    fitting: dict[str, Any] = {}
+    close = difflib.get_close_matches(key, list(known), n=1, cutoff=0.85)
+    if close:
+        return f"unknown key; did you mean {close[0]}?"
+    answer = aliases.answer_to(key)
+    return f"unknown key; {answer}" if answer else f"unknown key{_near(key, known)}"
+
+
+def _typed(leaves: Mapping[str, tuple[Any, str]], errors: list[str]) -> dict[str, Any]:
+    """The known values, converted to the types of their settings."""
+    hints = type_hints()
+    typed: dict[str, Any] = {}
     for key, (value, source) in leaves.items():
-        if key not in known:
-            what = "is a section; set its keys" if key in SECTIONS else "unknown key"
-            errors.append(f"{key} (from {source}): {what}{_near(key, known)}")
-        else:
-            fitting[key] = value
-    try:
-        return OmegaConf.merge(base, _nested(fitting))
-    except OmegaConfBaseException:
-        merged = base
-    for key, value in fitting.items():
+        if key not in hints:
+            errors.append(f"{key} (from {source}): {_unknown(key)}")
+            continue
         try:
-            merged = OmegaConf.merge(merged, _nested({key: value}))
-        except OmegaConfBaseException as error:
-            errors.append(f"{key} ({value!r}, from {leaves[key][1]}): {_first_line(error)}")
-    return merged
+            typed[key] = _converted(value, key, hints[key])
+        except (OmegaConfBaseException, ValueError) as error:
+            text, remedy = _first_line(error), _value_hint(value, hints[key])
+            if "$VALUE" in text:  # OmegaConf does not fill it in for the elements of a tuple
+                text = f"must be {type_in_words(hints[key])}"
+            errors.append(f"{key} ({value!r}, from {source}): {text}{remedy}")
+    return typed
 
 
-def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """{"train.epochs": 3, "seed": 1} becomes {"train": {"epochs": 3}, "seed": 1}."""
-    tree: dict[str, Any] = {}
-    for key, value in flat.items():
-        section, dot, leaf = key.rpartition(".")
-        (tree.setdefault(section, {}) if dot else tree)[leaf] = value
-    return tree
+def _converted(value: Any, key: str, hint: Any) -> Any:
+    """One value as its setting's type. Raises ValueError or OmegaConf's error."""
+    if value is None and is_optional(hint):
+        return None
+    if is_text(hint):
+        if not isinstance(value, str):
+            raise ValueError(f"must be text, not {'null' if value is None else 'a list or keys'}")
+        return value
+    elements = value if isinstance(value, list) else [value]
+    if any("${" in str(element) or element == "???" for element in elements):
+        raise ValueError("references to other values are not resolved; give the value itself")
+    elements = [_YAML_NUMBERS.get(str(element).lower(), element) for element in elements]
+    given = tuple(elements) if isinstance(value, list) else elements[0]
+    section, _, leaf = key.rpartition(".")
+    return OmegaConf.to_container(OmegaConf.merge(_types_of(section), {leaf: given}))[leaf]  # type: ignore[index,call-overload]
 
 
-def _validate(merged: Any, errors: list[str]) -> Config | None:
-    for section in sorted(SECTIONS):
+@cache
+def _types_of(section: str) -> Any:
+    """What OmegaConf converts the values of a section ("": of the root) with."""
+    return OmegaConf.structured(SECTIONS[section] if section else Config)
+
+
+_YAML_NUMBERS = {".inf": "inf", "+.inf": "inf", "-.inf": "-inf", ".nan": "nan"}
+"""As YAML spells them, so that their rule rejects them by name."""
+
+
+def _value_hint(value: Any, hint: Any) -> str:
+    """The allowed value that was probably meant."""
+    allowed = [word for word in get_args(hint) if isinstance(word, str)]
+    word = str(value).lower()
+    near = [aliases.VALUES.get(word, word)]
+    if near[0] not in allowed:
+        near = difflib.get_close_matches(word, allowed, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _build(typed: Mapping[str, Any], errors: list[str]) -> Config | None:
+    """The config, if no section's rules and none across sections are broken."""
+    parts: dict[str, Any] = {key: value for key, value in typed.items() if "." not in key}
+    for name, kind in SECTIONS.items():
+        own = f"{name}."
+        values = {
+            key.removeprefix(own): value for key, value in typed.items() if key.startswith(own)
+        }
         try:
-            OmegaConf.to_object(merged[section])
+            parts[name] = kind(**values)
         except UserError as error:
             errors.extend(str(error).splitlines())
     if errors:
         return None
     try:
-        config = OmegaConf.to_object(merged)
+        return Config(**parts)
     except UserError as error:
         errors.extend(str(error).splitlines())
         return None
-    assert isinstance(config, Config)
-    return config
 
 
 def _first_line(error: Exception) -> str:
@@ -228,7 +326,19 @@ def to_flat(config: Config) -> dict[str, Any]:
     return flat
 
 
-def exact_differences(saved: Mapping[str, Any], config: Config) -> list[str]:
+@dataclass(frozen=True)
+class Difference:
+    """A setting that changes the mathematics, and is not what it was."""
+
+    key: str
+    before: Any
+    now: Any
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.before!r} in the checkpoint, {self.now!r} now"
+
+
+def exact_differences(saved: Mapping[str, Any], config: Config) -> list[Difference]:
     """What differs from a checkpoint's settings among those that change the mathematics.
 
     A key that the checkpoint does not know (it is older) is compared with the default.
@@ -237,24 +347,6 @@ def exact_differences(saved: Mapping[str, Any], config: Config) -> list[str]:
     differences = []
     for key, item in field_paths().items():
         before = saved.get(key, defaults[key])
-        if item.metadata.get("exact", True) and before != current[key]:
-            differences.append(f"{key}: {before!r} in the checkpoint, {current[key]!r} now")
+        if not is_free(item) and before != current[key]:
+            differences.append(Difference(key, before, current[key]))
     return differences
-
-
-def describe(resolved: Resolved) -> str:
-    """`--print-config`: YAML of every value, each with its origin as a comment."""
-    flat = to_flat(resolved.config)
-    lines: list[tuple[str, str]] = []
-    section = ""
-    for key, value in flat.items():
-        head, dot, leaf = key.partition(".")
-        if dot and head != section:
-            lines.append((f"{head}:", ""))
-            section = head
-        text = yaml.safe_dump(value, default_flow_style=True, width=1000)
-        text = text.removesuffix("\n").removesuffix("\n...").strip()
-        lines.append((f"{'  ' + leaf if dot else key}: {text}", resolved.sources[key]))
-    width = max(len(text) for text, _ in lines if len(text) < 60) + 1
-    # The blank before # is YAML's: without it the note would be part of a long value.
-    return "\n".join(f"{text:<{width}} # {note}" if note else text for text, note in lines)

@@ -5,50 +5,35 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from resnet_dist.config.setting import Rules
+from resnet_dist.config.setting import check_section, setting
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     """The optimizer."""
 
-    name: Literal["sgd", "adam", "adamw", "lars", "lamb"] = "sgd"
+    name: Literal["sgd", "adam", "adamw", "lars", "lamb"] = setting("sgd")
     """sgd couples weight decay to the gradient, and so does adam; adamw decouples it. lars and lamb
     are sgd and adamw with a learning rate of its own for each layer, for large batches."""
-    lr: float = 0.1
+    lr: float = setting(0.1, gt=0, hint="0.1 per 256 is usual")
     """Peak learning rate for `train.global_batch_size`."""
-    momentum: float = 0.9
-    """sgd and lars only."""
-    nesterov: bool = False
-    """sgd only."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """adam, adamw and lamb only."""
-    eps: float = 1e-8
-    """adam, adamw and lamb only."""
-    trust_coefficient: float = 0.001
+    momentum: float = setting(0.9, ge=0, lt=1, hint="0.9 is usual")
+    """Momentum of sgd and lars."""
+    nesterov: bool = setting(False)
+    """Nesterov's momentum; sgd only."""
+    betas: tuple[float, float] = setting((0.9, 0.999), ge=0, lt=1, hint="[0.9, 0.999] is usual")
+    """Decay rates of the two moments; adam, adamw and lamb only."""
+    eps: float = setting(1e-8, ge=0, hint="1e-8 is usual")
+    """Added to the root of the second moment; adam, adamw and lamb only."""
+    trust_coefficient: float = setting(0.001, gt=0, hint="0.001 is usual")
     """lars only: a layer's update as a share of its weights, by norm, at learning rate 1."""
-    weight_decay: float = 1e-4
-    """On convolution and linear weights."""
-    decay_norm_and_bias: bool = False
+    weight_decay: float = setting(1e-4, ge=0, hint="0 turns it off")
+    """Weight decay of convolution and linear weights."""
+    decay_norm_and_bias: bool = setting(False)
     """Also decay batch norm's parameters and biases (torchvision's first recipes did)."""
 
     def __post_init__(self) -> None:
-        rules = Rules()
-        rules.require(self.lr > 0, "optim.lr", self.lr, "must be positive", "0.1 per 256 is usual")
-        rules.require(
-            self.weight_decay >= 0,
-            "optim.weight_decay",
-            self.weight_decay,
-            "must not be negative",
-            "0 turns it off",
-        )
-        rules.require(
-            0 <= self.momentum < 1,
-            "optim.momentum",
-            self.momentum,
-            "must lie in [0, 1)",
-            "0.9 is usual",
-        )
+        rules = check_section(self, "optim")
         rules.require(
             self.name not in ("lars", "lamb") or not self.decay_norm_and_bias,
             "optim.decay_norm_and_bias",
@@ -57,32 +42,18 @@ class OptimConfig:
             "leave it out: neither scales batch norm and biases in the published recipes",
         )
         rules.require(
-            self.trust_coefficient > 0,
-            "optim.trust_coefficient",
-            self.trust_coefficient,
-            "must be positive",
-            "0.001 is usual",
-        )
-        rules.require(
-            self.name != "lars" or self.weight_decay > 0,
+            self.name != "lars" or self.weight_decay != 0,
             "optim.weight_decay",
             self.weight_decay,
             "must be positive for optim.name=lars, which scales decayed weights only",
             "5e-5 is usual, or set optim.name=sgd",
         )
         rules.require(
-            not self.nesterov or self.momentum > 0,
+            not self.nesterov or self.momentum != 0,
             "optim.nesterov",
             self.nesterov,
             "needs optim.momentum > 0",
             "set optim.momentum=0.9",
-        )
-        rules.require(
-            all(0 <= beta < 1 for beta in self.betas),
-            "optim.betas",
-            self.betas,
-            "must lie in [0, 1)",
-            "[0.9, 0.999] is usual",
         )
         rules.enforce()
 
@@ -91,43 +62,36 @@ class OptimConfig:
 class ScheduleConfig:
     """The learning rate as a function of the step."""
 
-    name: Literal["cosine", "step", "polynomial", "one_cycle", "constant"] = "cosine"
+    name: Literal["cosine", "step", "polynomial", "one_cycle", "constant"] = setting("cosine")
     """The shape after the warm-up."""
-    warmup_epochs: float = 0.0
+    warmup_epochs: float = setting(0.0, ge=0, hint="0 turns the warm-up off")
     """Length of the linear warm-up, epochs (fractions allowed). Not for one_cycle."""
-    warmup_start_factor: float = 0.0
+    warmup_start_factor: float = setting(0.0, ge=0, hint="0.01 is torchvision's")
     """Learning rate at step 0 as a share of the peak."""
-    final_lr: float = 0.0
+    final_lr: float = setting(0.0, ge=0, hint="0 is usual")
     """Learning rate after the last step (cosine, polynomial)."""
-    milestones: tuple[float, ...] = (30.0, 60.0, 80.0)
+    milestones: tuple[float, ...] = setting((30.0, 60.0, 80.0), ge=0, hint="[30, 60, 80]")
     """Epochs at which the step schedule multiplies by `step_factor`."""
-    step_factor: float = 0.1
-    """Factor of the step schedule."""
-    power: float = 2.0
+    step_factor: float = setting(0.1, gt=0, hint="0.1 is usual")
+    """Factor of the step schedule at each milestone."""
+    power: float = setting(2.0, gt=0, hint="2 is MLPerf's")
     """Exponent of the polynomial schedule."""
-    peak_share: float = 0.3
+    peak_share: float = setting(0.3, gt=0, lt=1, hint="0.3 is usual")
     """Share of the steps before one_cycle's peak (`pct_start`)."""
-    start_divisor: float = 25.0
+    start_divisor: float = setting(25.0, gt=0, hint="leave it out for the default")
     """one_cycle starts at lr / start_divisor (`div_factor`)."""
-    final_divisor: float = 1e4
+    final_divisor: float = setting(1e4, gt=0, hint="leave it out for the default")
     """one_cycle ends at lr / start_divisor / final_divisor (`final_div_factor`)."""
-    cycle_momentum: bool = True
+    cycle_momentum: bool = setting(True)
     """one_cycle also moves the momentum (Adam's beta1), against the learning rate, in place of
     `optim.momentum` and `optim.betas[0]`: OneCycleLR's default."""
-    base_momentum: float = 0.85
+    base_momentum: float = setting(0.85, ge=0, lt=1, hint="0.85 is usual")
     """Momentum at one_cycle's peak."""
-    max_momentum: float = 0.95
+    max_momentum: float = setting(0.95, ge=0, lt=1, hint="0.95 is usual")
     """Momentum at one_cycle's start and end."""
 
     def __post_init__(self) -> None:
-        rules = Rules()
-        rules.require(
-            self.warmup_epochs >= 0,
-            "schedule.warmup_epochs",
-            self.warmup_epochs,
-            "must not be negative",
-            "0 turns the warm-up off",
-        )
+        rules = check_section(self, "schedule")
         rules.require(
             self.name != "one_cycle" or self.warmup_epochs == 0,
             "schedule.warmup_epochs",
@@ -143,22 +107,10 @@ class ScheduleConfig:
             "for example [30, 60, 80]",
         )
         rules.require(
-            0 < self.peak_share < 1,
-            "schedule.peak_share",
-            self.peak_share,
-            "must lie in (0, 1)",
-            "0.3 is usual",
-        )
-        rules.require(
-            0 <= self.base_momentum <= self.max_momentum < 1,
+            self.base_momentum <= self.max_momentum,
             "schedule.base_momentum",
             self.base_momentum,
-            f"needs 0 <= base_momentum <= max_momentum ({self.max_momentum!r}) < 1",
+            f"must not exceed schedule.max_momentum ({self.max_momentum!r})",
             "0.85 and 0.95 are usual",
         )
-        for name in ("start_divisor", "final_divisor"):
-            value = getattr(self, name)
-            rules.require(
-                value > 0, f"schedule.{name}", value, "must be positive", "leave out the default"
-            )
         rules.enforce()

@@ -20,8 +20,8 @@ from typing import Any
 
 from resnet_dist.errors import UserError
 
-LARGEST_INTEGER = 2**63 - 1
-"""What a checkpoint, NumPy and torch can hold."""
+LARGEST_INTEGER = 2**31 - 1
+"""No count is larger; what has a bound of its own may be."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ class Rule:
         )
         if not holds:
             return self.sentence()
-        if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
-            return "must fit into 64 bits"
+        if isinstance(value, int) and value > LARGEST_INTEGER and self.le is None:
+            return f"must be at most {LARGEST_INTEGER}"
         return None
 
 
@@ -166,7 +166,7 @@ def check_section(section: Any, prefix: str) -> Rules:
 
 
 def _remedy(rule: Rule, value: object, default: object) -> str:
-    near = difflib.get_close_matches(str(value), rule.choices or (), n=1)
+    near = difflib.get_close_matches(str(value).lower(), rule.choices or (), n=1)
     if near:
         return f"did you mean {near[0]}?"
     return rule.hint or f"the default is {default!r}"

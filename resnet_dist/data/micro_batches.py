@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from resnet_dist.config import TrainConfig
 from resnet_dist.errors import UserError
 
 
@@ -57,39 +58,32 @@ class BatchSplit:
         return self.global_batch_size // self.accumulation_steps // self.world_size
 
 
-def choose_batch_split(
-    global_batch_size: int,
-    world_size: int,
-    *,
-    max_micro_batch_size: int | None = None,
-    accumulation_steps: int | None = None,
-) -> BatchSplit:
+def choose_batch_split(train: TrainConfig, world_size: int) -> BatchSplit:
     """Choose the number of micro-batches, the fewest that the limit allows unless it is pinned.
 
     Raises UserError where a rank would get nothing to compute or too much to hold.
     """
-    if world_size > global_batch_size:
+    batch_size, limit = train.global_batch_size, train.max_micro_batch_size
+    if world_size > batch_size:
         raise UserError(
-            f"train.global_batch_size ({global_batch_size}): is smaller than the {world_size} "
-            f"ranks that were started; raise it or start at most {global_batch_size} processes"
+            f"train.global_batch_size ({batch_size}): is smaller than the {world_size} "
+            f"ranks that were started; raise it or start at most {batch_size} processes"
         )
-    steps = accumulation_steps or 1
-    if accumulation_steps is None and max_micro_batch_size is not None:
-        while BatchSplit(global_batch_size, world_size, steps).largest_micro_batch > (
-            max_micro_batch_size
-        ):
+    steps = train.accumulation_steps or 1
+    if train.accumulation_steps is None and limit is not None:
+        while BatchSplit(batch_size, world_size, steps).largest_micro_batch > limit:
             steps += 1
-    batch_split = BatchSplit(global_batch_size, world_size, steps)
-    if max_micro_batch_size is not None and batch_split.largest_micro_batch > max_micro_batch_size:
+    split = BatchSplit(batch_size, world_size, steps)
+    if limit is not None and split.largest_micro_batch > limit:
         raise UserError(
             f"train.accumulation_steps ({steps}): gives micro-batches of "
-            f"{batch_split.largest_micro_batch} samples on {world_size} ranks, above "
-            f"train.max_micro_batch_size ({max_micro_batch_size}); raise one of the two"
+            f"{split.largest_micro_batch} samples on {world_size} ranks, above "
+            f"train.max_micro_batch_size ({limit}); raise one of the two"
         )
-    if batch_split.smallest_micro_batch < 1:
+    if split.smallest_micro_batch < 1:
         raise UserError(
-            f"train.global_batch_size ({global_batch_size}): {steps} micro-batches on {world_size} "
+            f"train.global_batch_size ({batch_size}): {steps} micro-batches on {world_size} "
             f"ranks leave a rank without a sample; raise train.max_micro_batch_size "
             f"or lower train.accumulation_steps"
         )
-    return batch_split
+    return split

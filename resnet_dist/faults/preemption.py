@@ -1,8 +1,8 @@
-"""What happens to a run from outside: the request to stop.
+"""The request to stop that comes from outside: preemption, a time limit, Ctrl-C.
 
 Owns the signal handlers. A handler only sets a flag; the ranks agree on the step at which they all
 stop in a small collective about every `AGREEMENT_INTERVAL_S`, not in every step, so that a signal
-to one rank suffices and no rank goes on alone. A second SIGINT stops at once.
+to one rank suffices and no rank continues alone. A second SIGINT stops at once.
 """
 
 from __future__ import annotations
@@ -17,18 +17,12 @@ import torch
 import torch.distributed as dist
 
 from resnet_dist.errors import GuardError
+from resnet_dist.system.signals import STOP_SIGNALS
 from resnet_dist.world import World
-
-STOPPED_EXIT_CODE = 75
-"""Exit code for "stopped, to be continued" (EX_TEMPFAIL of sysexits.h)."""
-
-STOPPED_CODE_VARIABLE = "RESNET_DIST_STOPPED_EXIT_CODE"
-"""Environment variable that replaces that code. 0 for a launcher that asked for the stop: torchrun
-starts workers again that end with any other code."""
 
 STALLED_EXIT_CODE = GuardError.exit_code
 """Exit code of a rank that got no further, as of every run that a guard ended (EX_SOFTWARE).
-Started again, it goes on from its newest checkpoint."""
+A restart resumes from its newest checkpoint."""
 
 AGREEMENT_INTERVAL_S = 2.0
 """Longest time between a signal and the ranks' agreement, besides one step."""
@@ -37,31 +31,6 @@ TORCHRUN_GRACE_S = 30.0
 """torchrun sends SIGKILL this long after SIGTERM."""
 SLOW_STOP_S = 20.0
 """From here on the user is warned."""
-
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-
-
-def stopped_exit_code() -> int:
-    """STOPPED_EXIT_CODE, or what the environment says instead."""
-    return int(os.environ.get(STOPPED_CODE_VARIABLE) or STOPPED_EXIT_CODE)
-
-
-def stop_at_once_on_signals() -> None:
-    """Before training begins nothing can be lost: leave with the code of a stopped run.
-
-    Main thread only. `StopSignal` takes over while training, and gives the signals back to this.
-    """
-
-    code = stopped_exit_code()
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        del frame
-        text = f"stopped by {signal.Signals(number).name} while not training; nothing is lost\n"
-        os.write(2, text.encode())
-        os._exit(code)
-
-    for number in _SIGNALS:
-        signal.signal(number, leave)
 
 
 class StopSignal:
@@ -81,12 +50,12 @@ class StopSignal:
 
     def __enter__(self) -> StopSignal:
         """Take over the signals. Main thread only."""
-        self._previous = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+        self._previous = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Give them back; but where the ranks have agreed to stop, and the process is about to end
-        by itself, only SIGINT can hurry it."""
+        """Restore the former handlers; but where the ranks have agreed to stop, and the process is
+        about to end by itself, only SIGINT can end it sooner."""
         for number, handler in self._previous.items():
             is_ending = self._is_agreed and number != signal.SIGINT
             signal.signal(number, signal.SIG_IGN if is_ending else handler)
@@ -133,14 +102,14 @@ class StopSignal:
 
     @property
     def reason(self) -> str:
-        """What stopped the run, in words; after the ranks have agreed."""
+        """What stopped the run, for people; after the ranks have agreed."""
         if self._agreed_signal:
             return f"a signal ({signal.Signals(self._agreed_signal).name})"
         return "itself"
 
     def durable_line(self) -> str:
-        """How long it took from the first rank's signal until now, when the checkpoint is durable;
-        with a warning if that is near the time after which torchrun kills its workers."""
+        """Message with the time from the first rank's signal until now, when the checkpoint is
+        durable, and a warning if that is near the time after which torchrun kills its workers."""
         seconds = self._agreed_age + time.monotonic() - self._agreed_at
         line = f"stopped by {self.reason}: the checkpoint was durable {seconds:.1f} s after it"
         if seconds > SLOW_STOP_S:

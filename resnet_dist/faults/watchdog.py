@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import closing
 from enum import Enum
 from pathlib import Path
@@ -127,17 +127,14 @@ class Watchdog:
         """Beat after the same number of steps as before."""
         self.beat(self._last[1], phase)
 
-    def watch(self, batches: Iterator[T]) -> Iterator[T]:
-        """Pass training batches on: waiting for one and working on one are different phases."""
-        while True:
-            self._num_batches += 1
-            self.enter(Phase.DATA)
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            self.enter(Phase.STEP)
-            yield batch
+    def begin_wait(self) -> None:
+        """This rank asks for a training batch: waiting for one and working on it are two phases."""
+        self._num_batches += 1
+        self.enter(Phase.DATA)
+
+    def end_wait(self) -> None:
+        """The batch is there."""
+        self.enter(Phase.STEP)
 
     def watch_evaluation(self, loader: BatchSource[T]) -> BatchSource[T]:
         """A loader that beats at each batch: a long evaluation is not a stall."""
@@ -218,9 +215,11 @@ class NullWatchdog(Watchdog):
     def enter(self, phase: Phase) -> None:
         """Nothing."""
 
-    def watch(self, batches: Iterator[T]) -> Iterator[T]:
-        """The batches themselves."""
-        return batches
+    def begin_wait(self) -> None:
+        """Nothing."""
+
+    def end_wait(self) -> None:
+        """Nothing."""
 
     def watch_evaluation(self, loader: BatchSource[T]) -> BatchSource[T]:
         """The loader itself."""

@@ -169,18 +169,7 @@ def _starts(
         raise UserError(
             f"--start ({given[0][0]}:{given[0][1]}): no start at step 0; add --start 0:N"
         )
-    return [
-        Start(
-            step,
-            choose_batch_split(
-                train.global_batch_size,
-                ranks,
-                max_micro_batch_size=train.max_micro_batch_size,
-                accumulation_steps=train.accumulation_steps,
-            ),
-        )
-        for step, ranks in given
-    ]
+    return [Start(step, choose_batch_split(train, ranks)) for step, ranks in given]
 
 
 def prove(config: Config, datasets: Datasets, starts: list[Start], epochs: int) -> int:

@@ -6,15 +6,12 @@ import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
 
 import torch
 
-T = TypeVar("T")
-
 
 class Throughput:
-    """Times one log interval after another. The first one begins when `watch` asks for a batch."""
+    """Times one log interval after another."""
 
     def __init__(self, device: torch.device, *, global_batch_size: int) -> None:
         self._device = device
@@ -23,17 +20,16 @@ class Throughput:
         self._waited = 0.0
         self._steps = 0
 
-    def watch(self, batches: Iterator[T]) -> Iterator[T]:
-        """Pass batches on and add up how long each was waited for."""
-        self._start = time.perf_counter()  # what was built since construction is not training
-        while True:
-            start = time.perf_counter()
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            self._waited += time.perf_counter() - start
-            yield batch
+    def begin(self) -> None:
+        """The first interval begins: what was built since construction is not training."""
+        self._start = time.perf_counter()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """What happens inside is waiting for data."""
+        start = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - start
 
     def count_step(self) -> None:
         """A step was dispatched."""

@@ -24,11 +24,13 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable
 from functools import partial
-
-import torch
+from typing import TYPE_CHECKING
 
 from resnet_dist.config import ScheduleConfig
 from resnet_dist.errors import UserError
+
+if TYPE_CHECKING:
+    import torch  # a plan of a run is printed without importing it
 
 Schedule = Callable[[int], float]
 

@@ -34,14 +34,15 @@ class FusedNetwork(nn.Module):
         super().__init__()
         if not isinstance(model, ResNet | ResNet9):
             raise UserError(
-                f"train.fused_norm (true): {type(model).__name__} has no fused form; leave it out"
+                f"performance.fused_norm (true): {type(model).__name__} has no fused form; "
+                "leave it out"
             )
         norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
         odd = [norm.num_features for norm in norms if norm.num_features % CHANNELS]
         if odd:
             raise UserError(
-                f"train.fused_norm (true): needs channels that are multiples of {CHANNELS}, but "
-                f"model.width gives layers with {odd[0]}; choose another width, or leave it out"
+                f"performance.fused_norm (true): needs channels that are multiples of {CHANNELS}, "
+                f"but model.width gives layers with {odd[0]}; choose another width, or leave it out"
             )
         self.model = model
         self.before_first_norm = nn.Identity()

@@ -26,14 +26,14 @@ class Mode:
         return [setting.format(precision=precision) for setting in dict.fromkeys(self.settings)]
 
 
-_PLAIN = ("train.performance=plain",)
-_FUSED = (*_PLAIN, "train.fused_norm=true")
-_GRAPH = (*_PLAIN, "train.cuda_graph=true")
-_COMPILE = (*_PLAIN, "train.compile=true")
+_PLAIN = ("performance.preset=plain",)
+_FUSED = (*_PLAIN, "performance.fused_norm=true")
+_GRAPH = (*_PLAIN, "performance.cuda_graph=true")
+_COMPILE = (*_PLAIN, "performance.compile=true")
 _HALF_INPUT = "data.image_dtype={precision}"
 _INPUT = (*_PLAIN, _HALF_INPUT)
 _PADDED = (*_INPUT, "data.pad_channels=true")
-_BLOCKS = (*_PADDED, "train.space_to_depth=true")
+_BLOCKS = (*_PADDED, "performance.space_to_depth=true")
 
 EAGER = Mode("eager", _PLAIN)
 """What the others are compared with."""
@@ -51,13 +51,13 @@ MODES = [
     Mode("static_scale", (*_PLAIN, "train.loss_scale=128"), precision="float16"),
     Mode("compile", _COMPILE),
     Mode("compile+graph", (*_COMPILE, *_GRAPH)),
-    Mode("compile_overhead", (*_COMPILE, "train.compile_mode=reduce-overhead"), is_slow=True),
+    Mode("compile_overhead", (*_COMPILE, "performance.compile_mode=reduce-overhead"), is_slow=True),
     Mode(
         "compile_autotune+graph",
-        (*_COMPILE, "train.compile_mode=max-autotune-no-cudagraphs", *_GRAPH),
+        (*_COMPILE, "performance.compile_mode=max-autotune-no-cudagraphs", *_GRAPH),
         is_slow=True,
     ),
-    Mode("compile_autotune", (*_COMPILE, "train.compile_mode=max-autotune"), is_slow=True),
+    Mode("compile_autotune", (*_COMPILE, "performance.compile_mode=max-autotune"), is_slow=True),
 ]
 """The most telling first."""
 

@@ -3,7 +3,7 @@
 The order, and why:
 
 1. sync batch norm replaces modules, so it comes before anything that captures them; with
-   `train.fused_norm` it replaces none: the fused pass around the model synchronises itself;
+   `performance.fused_norm` it replaces none: the fused pass around the model synchronises itself;
 2. device and channels-last come before DDP, whose buckets take the layout of the parameters;
 3. torch.compile works in place (`module.compile()`): names and state dict stay plain, and inside
    DDP's forward the compiler still splits its graph at the bucket bounds, so that communication
@@ -24,6 +24,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from torch.nn.parallel import DistributedDataParallel
 
 from resnet_dist.config import DistConfig, TrainConfig
+from resnet_dist.config.performance import PLAIN, Speed
 from resnet_dist.models.resnet import FirstConvolution
 from resnet_dist.models.sync_batch_norm import SyncBatchNorm2d, convert_sync_batch_norm
 from resnet_dist.performance.fused_network import FusedNetwork
@@ -38,15 +39,19 @@ _BUFFER_SETTING = (
 
 
 def wrap_model(
-    model: nn.Module, *, train: TrainConfig, dist: DistConfig, world: World
+    model: nn.Module,
+    *,
+    train: TrainConfig,
+    dist: DistConfig,
+    world: World,
+    speed: Speed = PLAIN,
 ) -> nn.Module:
     """The module to call in training: the model itself, or what is put around it.
 
     Changes `model` in place, which stays the one to evaluate, average and save. With more than one
     rank all must call it: DDP broadcasts rank 0's parameters. Raises UserError if the model has no
-    fused form but `train.fused_norm` asks for it.
+    fused form but `performance.fused_norm` asks for it.
     """
-    speed = train.speed_on(world.device.type)
     is_synchronised = train.sync_batch_norm and world.size > 1
     if is_synchronised and not speed.fused_norm:
         model = convert_sync_batch_norm(model)
@@ -60,7 +65,7 @@ def wrap_model(
         for module in model.modules():
             if isinstance(module, SyncBatchNorm2d):
                 module.hide_from_compiler()
-        model.compile(mode=train.compile_mode)
+        model.compile(mode=speed.compile_mode)
     if speed.fused_norm:
         model = FusedNetwork(model, group.WORLD if is_synchronised else None)
     if world.size == 1:
@@ -79,17 +84,14 @@ def wrap_model(
     return wrapped
 
 
-def first_synchronised(
-    network: nn.Module, *, train: TrainConfig
-) -> nn.Module | nn.Parameter | None:
+def first_synchronised(network: nn.Module, *, speed: Speed) -> nn.Module | nn.Parameter | None:
     """What marks the first collective of a training step of what `wrap_model` gave.
 
     The first synchronised batch norm, else the parameter whose gradient comes first, about when
     DDP sends off its first bucket. The compiler ignores hooks that modules get later, so with
-    `train.compile` it is the parameter, although batch norm may communicate before. None with
-    `train.cuda_graph`: a step that is replayed calls no hook.
+    `performance.compile` it is the parameter, although batch norm may communicate before. None with
+    `performance.cuda_graph`: a step that is replayed calls no hook.
     """
-    speed = train.speed_on(next(network.parameters()).device.type)
     if speed.cuda_graph:
         return None
     if not speed.compile:
@@ -119,8 +121,8 @@ def warm_up_buckets(
 
     Runs two forward and backward passes on `batch_size` black images `[batch_size, 3, size, size]`,
     then restores all buffers bit for bit and drops the gradients. The random state of torch is not
-    touched. All ranks must call it; without DDP it returns at once. With `train.compile` pass the
-    size of the real micro-batches, or the model is compiled for this one.
+    touched. All ranks must call it; without DDP it returns at once. With `performance.compile` pass
+    the size of the real micro-batches, or the model is compiled for this one.
     """
     if not isinstance(wrapped, DistributedDataParallel):
         return

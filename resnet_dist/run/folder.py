@@ -1,4 +1,4 @@
-"""The folder of a run: where it is, and the facts about the run that are written into it."""
+"""The folder of a run: its place, and the facts about the run that are written into it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from resnet_dist.config import RunConfig
-from resnet_dist.config.load import Resolved, describe
+from resnet_dist.config.help.listing import describe
+from resnet_dist.config.load import Resolved
 from resnet_dist.errors import UserError
 from resnet_dist.system.files import replace_file
 
 REVISION_FILE = "revision.txt"
-"""In a copy of this package: the git revision that it was copied from."""
+"""File in a copy of this package with the git revision that it was copied from."""
 
 _PACKAGES = ("torch", "torchvision", "nvidia-dali-cuda130", "numpy", "omegaconf", "resnet_dist")
 
@@ -32,7 +33,7 @@ def run_folder(run: RunConfig) -> Path:
 
 
 def prepare_run_folder(folder: Path, *, needed_bytes: int) -> None:
-    """Make the folder and see that it can be written to and has room.
+    """Make the folder and check that it can be written to and has enough free space.
 
     Raises UserError that names the folder and what is missing.
     """
@@ -56,7 +57,7 @@ def prepare_run_folder(folder: Path, *, needed_bytes: int) -> None:
 
 @functools.cache
 def package_versions() -> dict[str, str]:
-    """Versions of what computes."""
+    """Versions of the packages that compute."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -68,7 +69,7 @@ def package_versions() -> dict[str, str]:
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Versions of what computes, and the revision of the source tree where there is one."""
+    """Versions of the packages that compute, and the source tree's revision if there is one."""
     return {**package_versions(), "git": _git_revision()}
 
 
@@ -99,17 +100,20 @@ def write_facts(folder: Path, resolved: Resolved, facts: dict[str, Any]) -> None
         "launch": _launch_id(),
         **facts,
     }
-    with (folder / "starts.jsonl").open("a") as file:
-        file.write(json.dumps(start) + "\n")
+    _append_line(folder / "starts.jsonl", start)
 
 
 def write_end(folder: Path, outcome: str, facts: dict[str, Any]) -> None:
-    """Append how this start ended (`finished`, `limited`, `stopped`) to ends.jsonl."""
+    """Append to ends.jsonl how this start ended: finished, limited or stopped."""
     end = {"time": time.time(), "outcome": outcome, "launch": _launch_id(), **facts}
-    with (folder / "ends.jsonl").open("a") as file:
-        file.write(json.dumps(end) + "\n")
+    _append_line(folder / "ends.jsonl", end)
+
+
+def _append_line(path: Path, content: dict[str, Any]) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(content) + "\n")
 
 
 def _launch_id() -> str | None:
-    """The id of torchrun's rendezvous, by which a launcher knows its starts."""
+    """Id of torchrun's rendezvous, by which a launcher knows its starts."""
     return os.environ.get("TORCHELASTIC_RUN_ID")

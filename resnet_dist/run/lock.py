@@ -1,50 +1,131 @@
 """One owner of a run folder at a time.
 
 The lock is the kernel's (flock): it is gone with the process that held it, however that died, so no
-stale lock is ever left. Network file systems give it back when they notice that a host is gone.
+stale lock is ever left. Network file systems release it when they notice that a host is gone. The
+file holds one JSON object that names the owner; it is true only while the lock is held.
 
 An elastic job may start again while its former rank 0, perhaps on a host that was cut off, still
 waits for its peers; until its own time-out ends it, it holds the lock. The new rank 0 waits for
 that. Any other owner is another run, and refused at once.
+
+Imports torch only in the ranks' part, so that a launcher can ask who owns a folder.
 """
 
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import socket
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from resnet_dist.errors import UserError
-from resnet_dist.world import World, elastic_job, sync_attempt, sync_broadcast_object
+from resnet_dist.system.ranks import elastic_job
+
+if TYPE_CHECKING:
+    from resnet_dist.world import World
 
 FILE_NAME = "run.lock"
 GRACE_S = 60.0
-"""How long the former rank 0 may take to end after its time-out."""
+"""Seconds that the former rank 0 may take to end after its time-out."""
 
 _POLL_S = 0.2
+_MAX_BYTES = 1000
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The process that trains in a run folder."""
+
+    pid: int | None
+    """None: its name is not in the file, or not yet."""
+    host: str | None
+    job: str | None = None
+    """Id that all starts of its elastic job share."""
+
+    def __str__(self) -> str:
+        if self.pid is None:
+            return "an unknown process"
+        job = f", elastic job {self.job}" if self.job is not None else ""
+        return f"process {self.pid} on {self.host}{job}"
+
+    @property
+    def is_on_this_host(self) -> bool:
+        """Whether a signal can reach it from here."""
+        return self.pid is not None and self.host == socket.gethostname()
 
 
 class FolderInUseError(UserError):
     """Another process owns the folder."""
 
-    def __init__(self, folder: Path, owner: str) -> None:
-        """`owner`: what the lock file says."""
+    def __init__(self, folder: Path, owner: Owner) -> None:
         super().__init__(
             f"run.dir ({folder}): is in use by a running training ({owner}); stop that first, or "
             f"give this one another run.dir"
         )
         self.owner = owner
 
-    @property
-    def is_same_job(self) -> bool:
-        """Whether the owner is of this process's elastic job."""
-        job = elastic_job()
-        return job is not None and self.owner.endswith(_of_job(job))
+
+def owner_of(folder: Path) -> Owner | None:
+    """The process that owns the folder now; None if no process does. Takes nothing."""
+    try:
+        descriptor = os.open(folder / FILE_NAME, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return None if _lock(descriptor) else _read_owner(descriptor)
+    except OSError:  # a file system without locks: whoever is named there may well run
+        return _read_owner(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def own_run_folder(folder: Path, *, job: str | None = None) -> Iterator[None]:
+    """Own the folder while inside. Raises FolderInUseError that names the process that owns it.
+
+    `job`: id that all starts of this process's elastic job share, if it is of one.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / FILE_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise UserError(
+            f"run.dir ({folder}): cannot be written to ({error.strerror}); give another folder"
+        ) from error
+    try:
+        if not _lock(descriptor):
+            raise FolderInUseError(folder, _read_owner(descriptor))
+        line = json.dumps(asdict(Owner(os.getpid(), socket.gethostname(), job))).encode() + b"\n"
+        # In this order nobody reads an empty file, or half a line of the owner before.
+        os.pwrite(descriptor, line, 0)
+        os.ftruncate(descriptor, len(line))
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    """Take the kernel's lock; whether it was free."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _read_owner(descriptor: int) -> Owner:
+    try:
+        content = json.loads(os.pread(descriptor, _MAX_BYTES, 0).partition(b"\n")[0])
+        return Owner(int(content["pid"]), str(content["host"]), content["job"])
+    except (ValueError, KeyError, TypeError):
+        return Owner(None, None)
 
 
 @contextmanager
@@ -54,68 +135,48 @@ def sync_own_run_folder(folder: Path, world: World, timeout_s: float) -> Iterato
     Waits for a former rank 0 of the same elastic job, for `timeout_s`, a collective's time-out, and
     a little more. Raises UserError, the same on all ranks.
     """
+    from resnet_dist.world import sync_attempt, sync_broadcast_object
+
+    job = elastic_job()
     deadline = time.monotonic() + timeout_s + GRACE_S
     # The others wait in a collective meanwhile, which must not time out: several short turns.
     turn_s = min(5.0, timeout_s / 4)
     with ExitStack() as stack:
-        is_first = True
+        waiting = _Waiting(stack, folder, job)
 
         def own() -> bool:
-            if not world.is_main:
-                return True
             end = min(deadline, time.monotonic() + turn_s)
-            return _enter(stack, folder, end=end, is_last=end == deadline, speaks=is_first)
+            return not world.is_main or waiting.try_until(end, is_last=end == deadline)
 
         while not sync_broadcast_object(sync_attempt(world, own), world):
-            is_first = False
+            continue
         yield
 
 
-def _enter(stack: ExitStack, folder: Path, *, end: float, is_last: bool, speaks: bool) -> bool:
-    """Try to own the folder until the time `end`; whether that succeeded.
+class _Waiting:
+    """Rank 0 before it owns the folder."""
 
-    Raises UserError if the owner is another run, or this was the last turn.
-    """
-    while True:
-        try:
-            stack.enter_context(own_run_folder(folder))
-            return True
-        except FolderInUseError as error:
-            is_over = time.monotonic() >= end
-            if not error.is_same_job or (is_over and is_last):
-                raise
-            if is_over:
-                return False
-            if speaks:
-                print(f"waiting for the former rank 0 to end ({error.owner})", file=sys.stderr)
-                speaks = False
-        time.sleep(_POLL_S)
+    def __init__(self, stack: ExitStack, folder: Path, job: str | None) -> None:
+        self._stack, self._folder, self._job = stack, folder, job
+        self._has_spoken = False
 
+    def try_until(self, end: float, *, is_last: bool) -> bool:
+        """Try to own the folder until the time `end`; whether that succeeded.
 
-@contextmanager
-def own_run_folder(folder: Path) -> Iterator[None]:
-    """Own the folder while inside. Raises FolderInUseError that names the process that owns it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / FILE_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        raise UserError(
-            f"run.dir ({folder}): cannot be written to ({error.strerror}); give another folder"
-        ) from error
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.pread(descriptor, 1000, 0).decode(errors="replace").strip()
-            raise FolderInUseError(folder, owner) from None
-        text = f"process {os.getpid()} on {socket.gethostname()}"
-        job = elastic_job()
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{text}{_of_job(job) if job else ''}\n".encode(), 0)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _of_job(job: str) -> str:
-    return f", elastic job {job}"
+        Raises UserError if the owner is another run, or this was the last turn.
+        """
+        while True:
+            try:
+                self._stack.enter_context(own_run_folder(self._folder, job=self._job))
+                return True
+            except FolderInUseError as error:
+                is_same_job = self._job is not None and error.owner.job == self._job
+                is_over = time.monotonic() >= end
+                if not is_same_job or (is_over and is_last):
+                    raise
+                if is_over:
+                    return False
+                if not self._has_spoken:
+                    self._has_spoken = True
+                    print(f"waiting for the former rank 0 to end ({error.owner})", file=sys.stderr)
+            time.sleep(_POLL_S)

@@ -85,6 +85,11 @@ def disarmed() -> Iterator[None]:
         _is_disarmed = False
 
 
+def is_armed() -> bool:
+    """Whether the environment asks for any fault."""
+    return bool(os.environ.get(VARIABLE))
+
+
 def failpoint(name: str) -> bool:
     """Do here what the environment says. True: the caller is to spoil what it holds."""
     armed = os.environ.get(VARIABLE)

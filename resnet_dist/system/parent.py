@@ -1,6 +1,6 @@
-"""Dying with the process that started this one, however that ended. Linux only, as all of this is.
+"""End of a process with the one that started it, however that ended. Linux only.
 
-A worker whose launcher was killed would train on, hold the run folder's lock, and be in the way of
+A worker whose launcher was killed would otherwise train on, hold the run folder's lock, and block
 the workers that replace it.
 """
 

@@ -28,7 +28,7 @@ SETTINGS = [
     "train.epochs=4",
     # Low, so that over 32 steps rounding, which depends on the number of ranks, stays rounding.
     "optim.lr=0.005",
-    "train.num_threads=1",
+    "performance.num_threads=1",
     "data.num_workers=1",
     "checkpoint.every_steps=2",
     f"dist.timeout_s={TIMEOUT_S}",

@@ -10,7 +10,7 @@ import threading
 import time
 from pathlib import Path
 
-from resnet_dist.faults.preemption import STOPPED_EXIT_CODE
+from resnet_dist.system.signals import STOPPED_EXIT_CODE
 from tests.launch import newest_checkpoint, train
 
 SLOW = {"RESNET_DIST_FAILPOINT": "step.begin@1-=sleep:0.1"}

@@ -9,13 +9,12 @@ import pytest
 import torch
 
 from resnet_dist.checkpoint.snapshot import Snapshots
-from resnet_dist.config import ModelConfig, OptimConfig
+from resnet_dist.config import LossConfig, ModelConfig, OptimConfig
 from resnet_dist.data.batch import Batch
 from resnet_dist.faults.non_finite import NonFiniteGuard
-from resnet_dist.loss import LossSettings
 from resnet_dist.models.build import build_model
 from resnet_dist.optim.build import build_optimizer
-from resnet_dist.step import StepSettings, train_step
+from resnet_dist.step import EagerStep, StepSettings
 
 pytestmark = [
     pytest.mark.gpu,
@@ -72,20 +71,20 @@ def test_a_step_is_skipped_on_the_device(precision: torch.dtype | None) -> None:
     labels = torch.arange(8, device=device)
     bad = images.clone()
     bad[3, 1, 4, 4] = float("nan")
-    settings = StepSettings(1, 1 / 8, precision, LossSettings(), None, None)
+    settings = StepSettings(1, 1 / 8, precision, LossConfig(), None, None)
+
+    taken = EagerStep(
+        network=model,
+        optimizer=optimizer,
+        scaler=scaler,
+        settings=settings,
+        on_logits=lambda *_: None,
+        guard=guard,
+    )
 
     def step(number: int, values: torch.Tensor) -> None:
         batch = Batch(step=number, images=values, labels=labels, sample_ids=np.arange(8))
-        train_step(
-            model,
-            iter([batch]),
-            optimizer=optimizer,
-            scaler=scaler,
-            settings=settings,
-            on_logits=lambda *_: None,
-            guard=guard,
-            step=number,
-        )
+        taken(iter([batch]), step=number)
 
     for number in range(3):
         step(number, images)

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from resnet_dist.config import ModelConfig, OptimConfig
+from resnet_dist.config import LossConfig, ModelConfig, OptimConfig
 from resnet_dist.data.batch import Batch, MixedLabels
 from resnet_dist.faults.loss_history import LossHistory
 from resnet_dist.faults.non_finite import NonFiniteGuard
-from resnet_dist.loss import LossSettings
 from resnet_dist.metrics.meters import TrainMeter
 from resnet_dist.models.build import build_model
 from resnet_dist.optim.build import build_optimizer
@@ -87,7 +86,7 @@ class Run:
             network=FusedNetwork(model) if fused else model,
             optimizer=self.state.optimizer,
             scaler=self.state.scaler,
-            settings=StepSettings(2, 1 / 32, DTYPES[precision], LossSettings(), 1.0, None),
+            settings=StepSettings(2, 1 / 32, DTYPES[precision], LossConfig(), 1.0, None),
             on_logits=self.state.meter.update,
             guard=self.state.guard,
         )

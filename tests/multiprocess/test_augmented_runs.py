@@ -20,10 +20,10 @@ EVERYTHING = [
     "augment.progressive_multiple=4",
     "train.max_micro_batch_size=14",
     "train.accumulation_steps=2",
-    "train.label_smoothing=0.1",
+    "loss.label_smoothing=0.1",
     # Backward of a 1x1 convolution with stride 2 and 8 channels, channels-last, odd batch: with two
     # threads torch 2.15 writes beyond its memory.
-    "train.num_threads=1",
+    "performance.num_threads=1",
     "train.max_steps=10",
     "eval.flip=true",
     "checkpoint.every_steps=4",
@@ -61,9 +61,9 @@ def test_killed_and_resumed_is_the_run_bit_for_bit(
     loss: str, whole: Path, run_root: Path, tmp_path: Path
 ) -> None:
     """On two ranks; which is the run on one rank, too."""
-    settings = [*EVERYTHING, f"train.loss={loss}"]
+    settings = [*EVERYTHING, f"loss.name={loss}"]
     if loss == "binary_cross_entropy":
-        settings += ["train.bce_target_threshold=0.2", "augment.mix_mode=batch", "data.loader=dali"]
+        settings += ["loss.bce_target_threshold=0.2", "augment.mix_mode=batch", "data.loader=dali"]
     for name in ("whole", "killed"):
         kill = {"RESNET_DIST_FAILPOINT": "step.after_optimizer@7"} if name == "killed" else {}
         ended = train(

@@ -10,10 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from resnet_dist.config import DistConfig, ModelConfig, OptimConfig, TrainConfig
+from resnet_dist.config import DistConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
 from resnet_dist.data.batch import Batch
 from resnet_dist.faults.non_finite import NonFiniteGuard
-from resnet_dist.loss import LossSettings
 from resnet_dist.models.build import build_model
 from resnet_dist.optim.build import build_optimizer
 from resnet_dist.performance.wrap import warm_up_buckets, wrap_model
@@ -47,7 +46,7 @@ def _weights(rank: int, world_size: int, dist: DistConfig, num_micro_batches: in
         optimizer=build_optimizer(OptimConfig(lr=0.01), model),
         scaler=torch.amp.GradScaler("cpu", enabled=False),
         settings=StepSettings(
-            num_micro_batches, 1 / (4 * num_micro_batches), None, LossSettings(), None, None
+            num_micro_batches, 1 / (4 * num_micro_batches), None, LossConfig(), None, None
         ),
         on_logits=lambda *_: None,
         guard=NonFiniteGuard(model),

@@ -15,15 +15,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture
-def imagenet_root(tmp_path: Path) -> Path:
-    """train/ and val/ of the real images that the environment names."""
-    folder = os.environ.get("RESNET_DIST_TEST_IMAGENET")
-    if not folder:
-        pytest.skip("RESNET_DIST_TEST_IMAGENET does not name a folder of class folders")
+def imagenet_root(real_images: Path, tmp_path: Path) -> Path:
+    """train/ and val/ of photographs."""
     root = tmp_path / "imagenet"
     root.mkdir()
     for split in ("train", "val"):
-        (root / split).symlink_to(folder)
+        (root / split).symlink_to(real_images)
     return root
 
 

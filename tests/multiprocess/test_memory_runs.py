@@ -13,7 +13,7 @@ SETTINGS = [
     "augment.mixup_alpha=0.4",
     "augment.erase_probability=0.5",
     "train.accumulation_steps=2",
-    "train.num_threads=1",
+    "performance.num_threads=1",
     "train.epochs=2",
     "checkpoint.every_steps=3",
 ]

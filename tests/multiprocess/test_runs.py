@@ -92,7 +92,7 @@ def test_accumulation_clipping_average_and_interval_resume_exactly(
         "train.max_micro_batch_size=3",
         "train.ema_decay=0.9",
         "train.clip_grad_norm=1.0",
-        "train.label_smoothing=0.1",
+        "loss.label_smoothing=0.1",
         "train.sync_batch_norm=false",
         "optim.name=adamw",
         "optim.lr=0.001",
@@ -179,7 +179,7 @@ def test_a_narrow_network_with_an_odd_batch_does_not_corrupt_memory(
 def test_fused_batch_norm_is_the_same_curve_for_any_number_of_ranks_and_resumes_exactly(
     uninterrupted: Callable[[int, str], Path], run_root: Path, tmp_path: Path
 ) -> None:
-    fused = [SAVE_EVERY, "train.fused_norm=true"]
+    fused = [SAVE_EVERY, "performance.fused_norm=true"]
     one, two, killed = (tmp_path / name for name in ("one", "two", "killed"))
     train(1, run_root, one, *fused)
     train(2, run_root, two, *fused)

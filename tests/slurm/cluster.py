@@ -18,46 +18,18 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.faults import hosts
-from tests.faults.hosts import Host, network, wait_until
+from tests.faults.hosts import network, wait_until
+from tests.slurm import settings
+from tests.slurm.machine import Machine
 
 DAEMONS = ("slurmctld", "slurmd", "munged", "sbatch")
 ACCOUNTING = ("slurmdbd", "mariadbd", "mariadb-install-db")
 ROOT = Path(__file__).parents[2]
-GPUS_PER_NODE = 2
-_SETTINGS = """
-ClusterName=test
-SlurmctldHost=head
-SlurmUser=root
-AuthType=auth/munge
-TaskPlugin=task/none
-SwitchType=switch/none
-MpiDefault=none
-SelectType=select/cons_tres
-SelectTypeParameters=CR_CPU
-SlurmdParameters=config_overrides
-ReturnToService=2
-JobRequeue=1
-PreemptType=preempt/partition_prio
-PreemptMode=REQUEUE
-KillWait=5
-SlurmdTimeout=10
-SlurmctldTimeout=10
-InactiveLimit=0
-MessageTimeout=5
-CompleteWait=0
-SchedulerParameters=batch_sched_delay=0,sched_min_interval=0,bf_interval=2,bf_resolution=1
-JobAcctGatherType=jobacct_gather/none
-AccountingStorageHost=head
-GresTypes=gpu
-""".strip().splitlines()
-_NSENTER = shutil.which("nsenter") or "nsenter"  # whatever PATH the command is given
-_NAMESPACES = ("unshare", "--uts", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 
 
 def reason_to_skip() -> str | None:
@@ -71,74 +43,6 @@ def reason_to_skip() -> str | None:
 
 def _path() -> str:
     return os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
-
-
-@dataclass
-class Machine:
-    """A computer: it has a cable, a power switch, and whatever runs on it."""
-
-    name: str
-    host: Host
-    folder: Path
-    start_command: str
-    """Shell words that replace the first process."""
-    environment: Mapping[str, str]
-    _first: subprocess.Popen[bytes] | None = field(default=None, init=False)
-
-    def power_on(self) -> None:
-        """Start it, with nothing of its former life."""
-        hosts_file = self.folder / "hosts"
-        script = (
-            f"hostname {self.name}; mount --bind {hosts_file} /etc/hosts; exec {self.start_command}"
-        )
-        command = [_NSENTER, f"--net=/run/netns/{self.host.namespace}", *_NAMESPACES]
-        with (self.folder / "log" / f"{self.name}.out").open("ab") as log:
-            self._first = subprocess.Popen(
-                [*command, "bash", "-c", script],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                env=dict(self.environment),
-            )
-
-    def power_off(self) -> None:
-        """Cut its power: every process there is gone at once, and nobody is told."""
-        if self._first is not None:
-            self._first.kill()
-            self._first.wait()
-            wait_until(lambda: not self.host.processes(), what=f"{self.name} is dead", timeout_s=10)
-            self._first = None
-
-    def enter(self) -> list[str]:
-        """Words that start a command on this machine."""
-        assert self._first is not None
-        (inner,) = _children(self._first.pid)
-        return [_NSENTER, f"--target={inner}", "--net", "--uts", "--mount", "--pid", "--"]
-
-    def run(self, *command: str) -> str:
-        """A command on this machine; what it printed."""
-        ended = subprocess.run(
-            [*self.enter(), *command], capture_output=True, text=True, timeout=30, check=True
-        )
-        return ended.stdout
-
-    def count(self, pattern: str) -> int:
-        """Processes there whose command line matches."""
-        words = ["pgrep", "-c", "-f", pattern]
-        ended = subprocess.run([*self.enter(), *words], capture_output=True, text=True, timeout=30)
-        return int(ended.stdout)
-
-    def kill(self, pattern: str) -> None:
-        """SIGKILL to the oldest process there whose command line matches."""
-        self.run("pkill", "-KILL", "--oldest", "-f", pattern)
-
-
-def _children(pid: int) -> list[int]:
-    """Ids of a process's children, as soon as there are any."""
-    path = Path(f"/proc/{pid}/task/{pid}/children")
-    wait_until(lambda: bool(path.read_text().split()), what="a machine starts", timeout_s=10)
-    return [int(word) for word in path.read_text().split()]
 
 
 class Cluster:
@@ -207,48 +111,14 @@ class Cluster:
 
     def write_conf(self, *, has_user_signal: bool = True, grace_s: int = 10) -> None:
         """Write slurm.conf."""
-        parameters = "preempt_send_user_signal" if has_user_signal else "idle_on_node_suspend"
-        storage = "slurmdbd" if self.has_accounting else "none"
-        has_cgroups = Path("/sys/fs/cgroup/freezer").is_dir()
-        nodes = ",".join(machine.name for machine in self.nodes)
-        lines = [
-            *_SETTINGS,
-            f"AuthInfo=socket={self.folder}/munge/munge.sock,cred_expire=5",
-            f"StateSaveLocation={self.folder}/state",
-            f"SlurmdSpoolDir={self.folder}/spool/%n",
-            f"SlurmctldPidFile={self.folder}/slurmctld.pid",
-            f"SlurmdPidFile={self.folder}/slurmd.%n.pid",
-            f"SlurmctldLogFile={self.folder}/log/slurmctld.log",
-            f"SlurmdLogFile={self.folder}/log/slurmd.%n.log",
-            f"SlurmctldParameters={parameters}",
-            f"ProctrackType=proctrack/{'cgroup' if has_cgroups else 'linuxproc'}",
-            f"AccountingStorageType=accounting_storage/{storage}",
-            f"AccountingStoragePass={self.folder}/munge/munge.sock",
-            "NodeName=DEFAULT CPUs=4 RealMemory=64000",
-            f"NodeName={nodes} Gres=gpu:{GPUS_PER_NODE}",
-            f"PartitionName=low Nodes={nodes} Default=YES PriorityTier=1 GraceTime={grace_s} "
-            "MaxTime=INFINITE",
-            f"PartitionName=high Nodes={nodes} PriorityTier=10 PreemptMode=OFF MaxTime=INFINITE",
-        ]
-        (self.folder / "slurm.conf").write_text("\n".join(lines) + "\n")
-
-    def write_other_files(self) -> None:
-        """What Slurm reads besides slurm.conf."""
-        devices = f"{self.folder}/dev/gpu[0-{GPUS_PER_NODE - 1}]"
-        (self.folder / "gres.conf").write_text(f"Name=gpu File={devices}\n")
-        (self.folder / "cgroup.conf").write_text(
-            "CgroupPlugin=cgroup/v1\nCgroupMountpoint=/sys/fs/cgroup\nConstrainCores=no\n"
-            "ConstrainRAMSpace=no\n"
+        text = settings.slurm_conf(
+            self.folder,
+            [machine.name for machine in self.nodes],
+            has_user_signal=has_user_signal,
+            has_accounting=self.has_accounting,
+            grace_s=grace_s,
         )
-        accounting = self.folder / "slurmdbd.conf"
-        accounting.write_text(
-            "AuthType=auth/munge\n"
-            f"AuthInfo=socket={self.folder}/munge/munge.sock\n"
-            "DbdHost=head\nSlurmUser=root\nStorageType=accounting_storage/mysql\n"
-            "StorageHost=127.0.0.1\nStoragePort=3306\nStorageUser=root\nStorageLoc=slurm_acct\n"
-            f"LogFile={self.folder}/log/slurmdbd.log\nPidFile={self.folder}/slurmdbd.pid\n"
-        )
-        accounting.chmod(0o600)
+        (self.folder / "slurm.conf").write_text(text)
 
     def start(self) -> None:
         """Start all services and machines; wait until every node is idle."""
@@ -335,7 +205,7 @@ def cluster(num_nodes: int, folder: Path) -> Iterator[Cluster]:
     (folder / "munge").chmod(0o755)
     (folder / "munge.key").write_bytes(os.urandom(1024))
     (folder / "munge.key").chmod(0o400)
-    for number in range(GPUS_PER_NODE):
+    for number in range(settings.GPUS_PER_NODE):
         os.mknod(folder / "dev" / f"gpu{number}", 0o600 | 0o020000, os.makedev(1, 3))
     conf = folder / "slurm.conf"
     environment = {
@@ -362,7 +232,7 @@ def cluster(num_nodes: int, folder: Path) -> Iterator[Cluster]:
         ]
         slurm = Cluster(folder, machines)
         slurm.write_conf()
-        slurm.write_other_files()
+        settings.write_other_files(folder)
         stack.callback(slurm.stop)
         try:
             slurm.start()

@@ -21,7 +21,7 @@ SETTINGS = [
     *TINY,
     # Low, so that rounding, which depends on the number of ranks, stays rounding.
     "optim.lr=0.005",
-    "train.num_threads=1",
+    "performance.num_threads=1",
     "data.num_workers=1",
     "data.loader=torch",
     "checkpoint.every_steps=2",

@@ -1,5 +1,5 @@
-"""What a cluster does to a job: it is pushed aside, loses nodes and networks, and ends up with the
-weights that it would have had anyway."""
+"""What a cluster does to a job: it is preempted, loses nodes and networks, and ends up with the
+weights of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Reference = Callable[[int], Path]
 Start = Callable[..., Submitted]
 
 SLOW_S = 0.5
-TRAINING = r"^\S+ -u -m (tests.faults.traced|launch.agent) "
+TRAINING = r"^\S+ -u -m (tests.faults.traced|launch.node.agent) "
 """What the command lines of torchrun and of workers begin with."""
 
 
@@ -159,7 +159,7 @@ def test_a_worker_and_then_an_agent_is_killed(
     assert "exitcode: -9" in str(status["attempts"][0]["restart_reasons"])
 
     at = time.time()
-    slurm.node("node2").kill(r"^\S+ -u -m launch.agent ")
+    slurm.node("node2").kill(r"^\S+ -u -m launch.node.agent ")
     run.wait_for_restart(1)
     report("an agent killed", run, at, count=3)
     run.wait_for_end()
@@ -185,7 +185,7 @@ def lose_power(slurm: Cluster, start: Start, reference: Reference, number: int, 
     first, second = run.hosts()
     assert name in first
     assert name not in second
-    assert run.reasons()[0].startswith(f"lost: {name} left no word"), run.reasons()
+    assert run.reasons()[0].startswith(f"lost: {name} left no record"), run.reasons()
     assert_bit_for_bit(run, reference(2))
 
 
@@ -245,7 +245,7 @@ def test_a_bad_node_is_named_and_left_out(
 
 @pytest.mark.slow  # of the same kind as two runs of the sweep
 def test_a_run_that_cannot_work_is_given_up(slurm: Cluster, tmp_path: Path, run_root: Path) -> None:
-    """Not requeued for ever: bad input at once."""
+    """Not requeued without end: bad input at once."""
     run = submit(slurm, tmp_path / "run", run_root, "--nodes=1", "model.num_classes=2")
     run.wait_for_end("FAILED")
     (reason,) = run.reasons()

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.launch import losses, torchrun
-from tests.slurm.cluster import GPUS_PER_NODE, ROOT, Cluster
+from tests.slurm.cluster import ROOT, Cluster
+from tests.slurm.settings import GPUS_PER_NODE
 from tests.slurm.submitted import (
     NUM_STEPS,
     SETTINGS,
@@ -57,8 +58,8 @@ def test_a_time_limit_is_no_end(
     least: int,
     slow_s: float,
 ) -> None:
-    """Reached once, twice or more: requeued, goes on at the step of the checkpoint, ends bit for
-    bit as if nothing had been."""
+    """Reached once or more often: requeued, resumed at the step of the checkpoint, and equal bit
+    for bit to an uninterrupted run."""
     limit = ["--time=1m", "--signal-delay-s=10"]
     run = submit(slurm, tmp_path / "run", run_root, "--nodes=2", *limit, slow_s=slow_s)
     run.wait_for_end(timeout_s=400)
@@ -73,7 +74,7 @@ def test_a_time_limit_is_no_end(
     assert_bit_for_bit(run, reference(2))
 
 
-def test_scancel_saves_and_resume_goes_on_elsewhere(
+def test_scancel_saves_and_resume_continues_elsewhere(
     slurm: Cluster, tmp_path: Path, run_root: Path, reference: Reference
 ) -> None:
     """From two nodes to one, and then to three."""
@@ -86,6 +87,7 @@ def test_scancel_saves_and_resume_goes_on_elsewhere(
     run.wait_for_end("CANCELLED")
     first = run.status()
     assert first["attempts"][-1]["outcome"] == "stopped"
+    assert first["attempts"][-1]["cause"] == "ended_by_slurm"
     assert "(SIGTERM)" in first["attempts"][-1]["reason"]
     stopped_at = first["attempts"][-1]["step"]
     assert stopped_at == run.step(), "the last step has a checkpoint"
@@ -150,7 +152,7 @@ def _span(run_dir: Path) -> tuple[float, float]:
     return min(times), max(times)
 
 
-def test_what_cannot_work_is_said_at_submission(
+def test_what_cannot_work_is_rejected_at_submission(
     slurm: Cluster, tmp_path: Path, run_root: Path
 ) -> None:
     run = [f"run.dir={tmp_path / 'run'}", f"data.root={run_root}"]
@@ -159,6 +161,7 @@ def test_what_cannot_work_is_said_at_submission(
     cases = {
         ("--partition=hihg", *run): "--partition (hihg): there is none of that name; did you mean "
         "high?",
+        ("--partition=down", *run): "--partition (down): is not up, so the job would not start",
         (f"--gpus-per-node={GPUS_PER_NODE + 1}", *run): "--gpus-per-node (3): no node of",
         ("--nodes=9", *run): "--nodes (9): any partition has no more than 4",
         (f"run.dir={locked / 'run'}",): "cannot be written to",
@@ -226,7 +229,7 @@ def test_the_same_job_without_slurm(tmp_path: Path, run_root: Path, slurm: Clust
 @pytest.mark.timeout(900)
 def test_the_default_data_set_on_two_nodes(slurm: Cluster, tmp_path: Path) -> None:
     """The quickstart to its end, against torchrun alone with as many ranks."""
-    settings = ["train.precision=float32", "train.num_threads=1"]
+    settings = ["train.precision=float32", "performance.num_threads=1"]
     words = ["--nodes=2", "--ranks-per-node=2", *settings, f"run.dir={tmp_path / 'run'}"]
     said = slurm.launch("submit", *words).stdout
     run = Submitted(slurm, tmp_path / "run", job_id_of(said))

@@ -59,8 +59,8 @@ CASES: list[tuple[list[str], list[str]]] = [
     (["dist.world_size=4"], ["dist.world_size (4)", "1 processes were started"]),
     (["schedule.warmup_epochs=50"], ["schedule.warmup_epochs"]),
     (
-        ["train.cuda_graph=true", "dist.device=cpu"],
-        ["train.cuda_graph (True)", "needs a GPU", "train.cuda_graph=false"],
+        ["performance.cuda_graph=true", "dist.device=cpu"],
+        ["performance.cuda_graph (True)", "needs a GPU", "performance.cuda_graph=false"],
     ),
 ]
 

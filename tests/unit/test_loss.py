@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, one_hot
 
+from resnet_dist.config import LossConfig
 from resnet_dist.data.batch import Batch, MixedLabels
-from resnet_dist.loss import LossSettings, loss_sum, main_labels
+from resnet_dist.loss import loss_sum, main_labels
 
 CLASSES = 5
 
@@ -41,7 +42,7 @@ def targets(mixed: MixedLabels | None, smoothing: float) -> torch.Tensor:
 def test_cross_entropy_is_that_of_soft_targets(
     logits: torch.Tensor, mixed: MixedLabels | None, smoothing: float
 ) -> None:
-    loss = loss_sum(logits, LABELS, mixed, LossSettings(label_smoothing=smoothing))
+    loss = loss_sum(logits, LABELS, mixed, LossConfig(label_smoothing=smoothing))
     expected = cross_entropy(logits, targets(mixed, smoothing), reduction="sum")
     torch.testing.assert_close(loss, expected)
     (grad,) = torch.autograd.grad(loss, logits)
@@ -59,7 +60,12 @@ def test_binary_cross_entropy_is_timms(
     if threshold is not None:
         wanted = wanted.gt(threshold).float()
     for sums in (False, True):
-        settings = LossSettings("binary_cross_entropy", smoothing, sums, threshold)
+        settings = LossConfig(
+            name="binary_cross_entropy",
+            label_smoothing=smoothing,
+            bce_sum_classes=sums,
+            bce_target_threshold=threshold,
+        )
         loss = loss_sum(logits.bfloat16(), LABELS, mixed, settings)
         expected = binary_cross_entropy_with_logits(logits.bfloat16().float(), wanted)
         if sums:
@@ -71,7 +77,7 @@ def test_binary_cross_entropy_is_timms(
 def test_one_share_of_one_is_the_plain_loss(logits: torch.Tensor) -> None:
     whole = MixedLabels(MIXED.paired, torch.ones(6))
     for name in ("cross_entropy", "binary_cross_entropy"):
-        settings = LossSettings(name)  # type: ignore[arg-type]
+        settings = LossConfig(name=name)  # type: ignore[arg-type]
         torch.testing.assert_close(
             loss_sum(logits, LABELS, whole, settings), loss_sum(logits, LABELS, None, settings)
         )

@@ -10,13 +10,12 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from resnet_dist.config import CheckpointConfig, EvalConfig, FaultsConfig, LogConfig
+from resnet_dist.config import CheckpointConfig, EvalConfig, FaultsConfig, LogConfig, LossConfig
 from resnet_dist.data.batch import Batch
 from resnet_dist.faults.non_finite import NonFiniteGuard
 from resnet_dist.loop import Cadence
-from resnet_dist.loss import LossSettings
 from resnet_dist.optim.scaling import build_scaler
-from resnet_dist.step import StepSettings, train_step
+from resnet_dist.step import EagerStep, StepSettings
 
 Seen = list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 
@@ -42,27 +41,22 @@ def settings(**changes: object) -> StepSettings:
         "accumulation_steps": 3,
         "gradient_scale": 1 / 10,
         "autocast_dtype": None,
-        "loss": LossSettings(label_smoothing=0.1),
+        "loss": LossConfig(label_smoothing=0.1),
         "clip_grad_norm": None,
         "clip_grad_value": None,
     }
     return StepSettings(**(values | changes))  # type: ignore[arg-type]
 
 
-def step(model: nn.Module, chosen: StepSettings, **arguments: object) -> torch.Tensor:
-    return train_step(
-        model,
-        make_batches([4, 3, 3]),
-        optimizer=torch.optim.SGD(model.parameters(), lr=0.5, fused=True),
-        settings=chosen,
-        **{  # type: ignore[arg-type]
-            "scaler": torch.amp.GradScaler("cpu", enabled=False),
-            "on_logits": lambda *_: None,
-            "guard": NonFiniteGuard(model),
-            "step": 0,
-            **arguments,
-        },
-    )
+def step(model: nn.Module, chosen: StepSettings, **changes: object) -> torch.Tensor:
+    parts: dict[str, object] = {
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.5, fused=True),
+        "scaler": torch.amp.GradScaler("cpu", enabled=False),
+        "on_logits": lambda *_: None,
+        "guard": NonFiniteGuard(model),
+    }
+    taken = EagerStep(network=model, settings=chosen, **(parts | changes))  # type: ignore[arg-type]
+    return taken(make_batches([4, 3, 3]), step=0)
 
 
 @pytest.mark.parametrize("clip", ["norm", "value", None])

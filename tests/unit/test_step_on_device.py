@@ -23,10 +23,9 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from resnet_dist.config import ModelConfig, OptimConfig
+from resnet_dist.config import LossConfig, ModelConfig, OptimConfig
 from resnet_dist.data.batch import Batch, MixedLabels
 from resnet_dist.faults.non_finite import NonFiniteGuard
-from resnet_dist.loss import LossSettings
 from resnet_dist.metrics.meters import TrainMeter
 from resnet_dist.models.build import build_model
 from resnet_dist.optim.build import build_optimizer
@@ -35,11 +34,11 @@ from resnet_dist.performance.fused_network import FusedNetwork
 from resnet_dist.step import EagerStep, StepSettings
 
 NUM_CLASSES = 5
-PLAIN = StepSettings(1, 1 / 4, None, LossSettings(), None, None)
+PLAIN = StepSettings(1, 1 / 4, None, LossConfig(), None, None)
 EVERYTHING = replace(
     PLAIN,
     accumulation_steps=2,
-    loss=LossSettings("binary_cross_entropy", label_smoothing=0.1, target_threshold=0.2),
+    loss=LossConfig(name="binary_cross_entropy", label_smoothing=0.1, bce_target_threshold=0.2),
     clip_grad_norm=1.0,
 )
 

@@ -18,7 +18,7 @@ from resnet_dist.data.batch import Batch, Operations
 from resnet_dist.data.micro_batches import BatchSplit
 from resnet_dist.data.read.decode import decode_rgb
 from resnet_dist.data.read.store import FolderStore
-from tests.loading import change, imagenet_root, open_split, train_batches
+from tests.loading import change, link_splits, open_split, train_batches
 
 NAMES = {
     Code.IDENTITY: "Identity",
@@ -41,19 +41,19 @@ BATCHED_BOUND = 0.02  # mean absolute difference of apply_batched, of 255
 LOADERS_BOUND = 0.6  # of the two loaders, whose pixels differ by 0.16 before the operations
 
 
-@pytest.fixture(scope="module", params=["generated", "imagenet"])
+@pytest.fixture(scope="module", params=["generated", "photographs"])
 def config(
-    request: pytest.FixtureRequest, image_root: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    image_root: Path,
+    real_images: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Config:
-    """Small generated images always; real ones where RESNET_DIST_TEST_IMAGENET names a folder."""
+    """Small generated images, and photographs."""
     folder = tmp_path_factory.mktemp("operations")
     small = change(cache_dir=str(folder / "cache"))
     if request.param == "generated":
         return change(small, root=str(image_root), train_size=32)
-    root = imagenet_root(folder)
-    if root is None:
-        pytest.skip("RESNET_DIST_TEST_IMAGENET does not name a folder of class folders")
-    return change(small, root=str(root), train_size=224)
+    return change(small, root=str(link_splits(folder, real_images)), train_size=224)
 
 
 @pytest.fixture(scope="module")

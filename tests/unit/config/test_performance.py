@@ -2,40 +2,42 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import get_args, get_type_hints
 
 import pytest
 
-from resnet_dist.config import TrainConfig
-from resnet_dist.config.speed import FASTEST, PRESETS, Speed
+from resnet_dist.config import Config, PerformanceConfig, TrainConfig
+from resnet_dist.config.performance import FASTEST, PRESETS, Speed
 
 
 def test_every_preset_can_be_named_and_auto_is_one_of_them() -> None:
-    names = get_args(get_type_hints(TrainConfig)["performance"])
+    names = get_args(get_type_hints(PerformanceConfig)["preset"])
     assert set(names) == {"auto", *PRESETS}
     assert set(FASTEST) == {"cpu", "cuda"}
     assert set(FASTEST.values()) <= set(PRESETS)
     for name, speed in PRESETS.items():
-        assert TrainConfig(performance=name).speed_on("cuda") == speed  # type: ignore[arg-type]
+        assert PerformanceConfig(preset=name).speed_on("cuda") == speed  # type: ignore[arg-type]
 
 
 def test_auto_is_what_was_measured_on_the_device() -> None:
     for device_type, name in FASTEST.items():
-        assert TrainConfig().speed_on(device_type) == PRESETS[name]
+        assert PerformanceConfig().speed_on(device_type) == PRESETS[name]
 
 
-@pytest.mark.parametrize("name", [field.name for field in fields(Speed)])
+@pytest.mark.parametrize("name", [field.name for field in fields(Speed) if field.type == "bool"])
 def test_a_setting_that_is_given_goes_before_the_preset(name: str) -> None:
-    assert getattr(TrainConfig(**{name: True}).speed_on("cuda"), name)  # type: ignore[arg-type]
+    assert getattr(PerformanceConfig(**{name: True}).speed_on("cuda"), name)  # type: ignore[arg-type]
     preset = next((key for key, speed in PRESETS.items() if getattr(speed, name)), "plain")
-    off = TrainConfig(performance=preset, **{name: False})  # type: ignore[arg-type]
+    off = PerformanceConfig(preset=preset, **{name: False})  # type: ignore[arg-type]
     assert not getattr(off.speed_on("cuda"), name)
 
 
 def test_what_a_preset_means_is_checked_as_if_it_was_given() -> None:
-    with pytest.raises(ValueError, match=r"train\.fused_norm.*channels_last"):
-        TrainConfig(performance="fused", channels_last=False)
-    with pytest.raises(ValueError, match=r"train\.fused_norm.*excludes train\.compile"):
-        TrainConfig(performance="compiled", fused_norm=True)
-    TrainConfig(performance="fused", fused_norm=False, channels_last=False)
+    fused = PerformanceConfig(preset="fused")
+    with pytest.raises(ValueError, match=r"performance\.fused_norm.*channels_last"):
+        Config(performance=fused, train=TrainConfig(channels_last=False))
+    with pytest.raises(ValueError, match=r"performance\.fused_norm.*excludes performance\.compile"):
+        PerformanceConfig(preset="compiled", fused_norm=True)
+    without = replace(fused, fused_norm=False)
+    Config(performance=without, train=TrainConfig(channels_last=False))

@@ -42,7 +42,7 @@ class Section:
         ("rate", math.inf, "part.rate (inf): must be positive and finite; 0.1 per 256 is usual"),
         ("factor", 1.0, "part.factor (1.0): must exceed 1; the default is 1.5"),
         ("count", 0, "part.count (0): must be at least 1; the default is 3"),
-        ("count", 2**63, f"part.count ({2**63}): must fit into 64 bits; the default is 3"),
+        ("count", 2**63, f"part.count ({2**63}): must be at most {2**31 - 1}; the default is 3"),
         ("limit", 9, "part.limit (9): must lie in [1, 8]; the default is None"),
         ("decay", -1.0, "part.decay (-1.0): must not be negative; the default is 0.0"),
         ("at_most", 2.5, "part.at_most (2.5): must be at most 2; the default is 0.0"),

@@ -6,8 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resnet_dist.data.micro_batches import choose_batch_split
+from resnet_dist.config import TrainConfig
+from resnet_dist.data.micro_batches import BatchSplit, choose_batch_split
 from resnet_dist.errors import UserError
+
+
+def split_of(global_batch_size: int, world_size: int, **settings: int | None) -> BatchSplit:
+    train = TrainConfig(global_batch_size=global_batch_size, **settings)  # type: ignore[arg-type]
+    return choose_batch_split(train, world_size)
 
 
 @given(
@@ -20,9 +26,7 @@ def test_every_sample_once_and_never_too_many(
     batch: int, world: int, limit: int | None, pinned: int | None
 ) -> None:
     try:
-        batch_split = choose_batch_split(
-            batch, world, max_micro_batch_size=limit, accumulation_steps=pinned
-        )
+        batch_split = split_of(batch, world, max_micro_batch_size=limit, accumulation_steps=pinned)
     except UserError:  # refused; which splits are is tested below
         return
     seen: list[int] = []
@@ -41,7 +45,7 @@ def test_every_sample_once_and_never_too_many(
 
 
 def test_without_accumulation_a_rank_takes_the_slice_of_the_design() -> None:
-    batch_split = choose_batch_split(10, 3)
+    batch_split = split_of(10, 3)
     assert [batch_split.micro_batch_slice(rank, 0) for rank in range(3)] == [
         (0, 3),
         (3, 6),
@@ -51,7 +55,7 @@ def test_without_accumulation_a_rank_takes_the_slice_of_the_design() -> None:
 
 def test_pinned_accumulation_keeps_the_groups_for_every_world_size() -> None:
     for world in (1, 2, 3, 4):
-        batch_split = choose_batch_split(26, world, accumulation_steps=2)
+        batch_split = split_of(26, world, accumulation_steps=2)
         bounds = [
             (batch_split.micro_batch_slice(0, m)[0], batch_split.micro_batch_slice(world - 1, m)[1])
             for m in (0, 1)
@@ -60,9 +64,9 @@ def test_pinned_accumulation_keeps_the_groups_for_every_world_size() -> None:
 
 
 def test_fewest_micro_batches_within_the_limit() -> None:
-    assert choose_batch_split(256, 2, max_micro_batch_size=128).accumulation_steps == 1
-    assert choose_batch_split(256, 2, max_micro_batch_size=127).accumulation_steps == 2
-    assert choose_batch_split(256, 1, max_micro_batch_size=64).accumulation_steps == 4
+    assert split_of(256, 2, max_micro_batch_size=128).accumulation_steps == 1
+    assert split_of(256, 2, max_micro_batch_size=127).accumulation_steps == 2
+    assert split_of(256, 1, max_micro_batch_size=64).accumulation_steps == 4
 
 
 @pytest.mark.parametrize(
@@ -86,4 +90,4 @@ def test_fewest_micro_batches_within_the_limit() -> None:
 )
 def test_impossible_splits_are_refused(arguments: dict[str, int], part: str) -> None:
     with pytest.raises(UserError, match=part):
-        choose_batch_split(**arguments)  # type: ignore[arg-type]
+        split_of(**arguments)  # type: ignore[arg-type]

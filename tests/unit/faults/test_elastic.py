@@ -3,7 +3,9 @@ and tells NCCL what to leave behind."""
 
 from __future__ import annotations
 
+import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -96,7 +98,7 @@ def test_the_agents_signals_leave_the_loaders_server_alone() -> None:
 def owned_by(folder: Path, job: str | None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The folder belongs to a process of that job."""
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", job or "none")
-    with lock.own_run_folder(folder):
+    with lock.own_run_folder(folder, job=job):
         yield
 
 
@@ -104,9 +106,32 @@ def test_the_lock_names_process_host_and_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with owned_by(tmp_path, "night-7", monkeypatch):
-        text = (tmp_path / lock.FILE_NAME).read_text()
-    assert text.startswith(f"process {os.getpid()} on ")
-    assert text.endswith(", elastic job night-7\n")
+        owner = lock.owner_of(tmp_path)
+        content = json.loads((tmp_path / lock.FILE_NAME).read_text())
+    assert owner == lock.Owner(os.getpid(), socket.gethostname(), "night-7")
+    assert content == {"pid": owner.pid, "host": owner.host, "job": "night-7"}
+    assert str(owner) == f"process {os.getpid()} on {socket.gethostname()}, elastic job night-7"
+    assert lock.owner_of(tmp_path) is None, "the file stays, and says nothing any more"
+
+
+@pytest.mark.parametrize("content", ["", "{", "7", '{"pid": 1}', "process 7 on node1\n"])
+def test_a_lock_that_names_nobody_still_locks(tmp_path: Path, content: str) -> None:
+    """Also that of an owner which has not written its name yet."""
+    with lock.own_run_folder(tmp_path):
+        (tmp_path / lock.FILE_NAME).write_text(content)
+        assert lock.owner_of(tmp_path) == lock.Owner(None, None)
+        with (
+            pytest.raises(UserError, match=r"in use by a running training \(an unknown process"),
+            lock.own_run_folder(tmp_path),
+        ):
+            pass
+
+
+def test_a_shorter_name_leaves_nothing_of_a_longer_one(tmp_path: Path) -> None:
+    with lock.own_run_folder(tmp_path, job="a long name of a job"):
+        pass
+    with lock.own_run_folder(tmp_path):
+        assert json.loads((tmp_path / lock.FILE_NAME).read_text())["job"] is None
 
 
 def test_waits_for_the_former_rank_0_of_its_own_job(

@@ -10,12 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from resnet_dist.config import OptimConfig
+from resnet_dist.config import LossConfig, OptimConfig
 from resnet_dist.data.batch import Batch
 from resnet_dist.faults.non_finite import NonFiniteGuard
-from resnet_dist.loss import LossSettings
 from resnet_dist.optim.build import build_optimizer
-from resnet_dist.step import StepSettings, train_step
+from resnet_dist.step import EagerStep, StepSettings
 
 
 def make_model() -> nn.Module:
@@ -46,7 +45,7 @@ class Run:
             "accumulation_steps": 1,
             "gradient_scale": 1 / 6,
             "autocast_dtype": None,
-            "loss": LossSettings(),
+            "loss": LossConfig(),
             "clip_grad_norm": None,
             "clip_grad_value": None,
         }
@@ -54,16 +53,15 @@ class Run:
         self.steps = 0
 
     def step(self, *values: float) -> None:
-        train_step(
-            self.model,
-            batches(list(values)),
+        step = EagerStep(
+            network=self.model,
             optimizer=self.optimizer,
             scaler=torch.amp.GradScaler("cpu", enabled=False),
             settings=self.settings,
             on_logits=lambda *_: None,
             guard=self.guard,
-            step=self.steps,
         )
+        step(batches(list(values)), step=self.steps)
         self.steps += 1
 
     def everything(self) -> list[torch.Tensor]:

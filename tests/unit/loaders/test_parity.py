@@ -20,7 +20,7 @@ from tests.loading import (
     change,
     denormalise,
     eval_loader,
-    imagenet_root,
+    link_splits,
     open_split,
     train_batches,
     train_spec,
@@ -40,20 +40,20 @@ def dali_is_there(request: pytest.FixtureRequest) -> None:
         pytest.importorskip("nvidia.dali", reason="DALI is not installed")
 
 
-@pytest.fixture(scope="module", params=["generated", "imagenet"])
+@pytest.fixture(scope="module", params=["generated", "photographs"])
 def config(
-    request: pytest.FixtureRequest, image_root: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    image_root: Path,
+    real_images: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Config:
-    """Small generated images always; real ones where RESNET_DIST_TEST_IMAGENET names a folder."""
+    """Small generated images, and photographs."""
     folder = tmp_path_factory.mktemp("parity")
     small = change(cache_dir=str(folder / "cache"))
     if request.param == "generated":
         small = change(small, root=str(image_root), train_size=32)
         return change(small, eval_size=48, eval_resize_size=56)
-    root = imagenet_root(folder)
-    if root is None:
-        pytest.skip("RESNET_DIST_TEST_IMAGENET does not name a folder of class folders")
-    return change(small, root=str(root))
+    return change(small, root=str(link_splits(folder, real_images)))
 
 
 def evaluate(config: Config) -> list[Batch]:

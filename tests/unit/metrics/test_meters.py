@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -219,16 +219,16 @@ def test_throughput_counts_waiting_and_leaves_out_pauses(monkeypatch: pytest.Mon
     clock = Clock()
     monkeypatch.setattr(time, "perf_counter", clock)
 
-    def slow_loader() -> Iterator[int]:
-        for i in range(4):
-            clock.sleep(0.5)
-            yield i
-
     throughput = Throughput(CPU, global_batch_size=10)
+
+    def wait_for_batch() -> None:
+        with throughput.waiting():
+            clock.sleep(0.5)
+
     clock.sleep(1000)  # building the rest
-    batches = throughput.watch(slow_loader())
+    throughput.begin()
     for _ in range(2):
-        next(batches)
+        wait_for_batch()
         clock.sleep(1.5)
         throughput.count_step()
     with throughput.paused():
@@ -238,7 +238,6 @@ def test_throughput_counts_waiting_and_leaves_out_pauses(monkeypatch: pytest.Mon
     assert result["step_time_ms"] == pytest.approx(2000.0)
     assert result["data_wait_share"] == pytest.approx(0.25)
     assert 0.01 < result["memory_gib"] < 100
-    next(batches)
+    wait_for_batch()
     throughput.count_step()
     assert throughput.read_and_reset()["data_wait_share"] == pytest.approx(1.0)
-    assert list(batches) == [3]

@@ -11,6 +11,7 @@ import torchvision
 from torch import Tensor, nn
 
 from resnet_dist.config import ModelConfig
+from resnet_dist.config.model import MODEL_NAMES
 from resnet_dist.errors import UserError
 from resnet_dist.models.build import MODELS, build_model
 from resnet_dist.models.resnet import BasicBlock, Bottleneck
@@ -215,10 +216,14 @@ def test_initial_spread_is_he_fan_out() -> None:
     assert float(weight.detach().std()) == pytest.approx((2 / (512 * 9)) ** 0.5, rel=0.01)
 
 
+def test_the_configuration_knows_the_names_without_torch() -> None:
+    assert tuple(MODELS) == MODEL_NAMES
+
+
 def test_unknown_name_is_refused_with_the_near_one() -> None:
-    with pytest.raises(UserError, match=r"'ResNet-50'.*did you mean resnet50.*resnet152"):
+    with pytest.raises(UserError, match=r"'ResNet-50'.*resnet152.*did you mean resnet50"):
         _build(name="ResNet-50")
-    with pytest.raises(UserError, match=r"model.name \('vit'\): is not a known model; choose"):
+    with pytest.raises(UserError, match=r"model.name \('vit'\): must be one of resnet9, "):
         _build(name="vit")
 
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from resnet_dist.config import DistConfig, ModelConfig, TrainConfig
+from resnet_dist.config import Config, DistConfig, ModelConfig, PerformanceConfig, TrainConfig
+from resnet_dist.config.performance import PRESETS
 from resnet_dist.errors import UserError
 from resnet_dist.models.build import build_model
 from resnet_dist.performance.fused_network import FusedNetwork
@@ -88,14 +89,14 @@ def test_in_evaluation_it_is_the_model_itself() -> None:
 def test_wrapped_it_shares_the_models_tensors() -> None:
     world = World(0, 1, 0, 1, torch.device("cpu"))
     model = _build(name="resnet18")
-    train = TrainConfig(precision="float32", fused_norm=True)
-    network = wrap_model(model, train=train, dist=DistConfig(), world=world)
+    train, fused = TrainConfig(precision="float32"), PRESETS["fused"]
+    network = wrap_model(model, train=train, dist=DistConfig(), world=world, speed=fused)
     assert isinstance(network, FusedNetwork)
     assert not network.is_synchronised
     assert [p.data_ptr() for p in network.parameters()] == [
         p.data_ptr() for p in model.parameters()
     ]
-    assert isinstance(first_synchronised(network, train=train), nn.Parameter)
+    assert isinstance(first_synchronised(network, speed=fused), nn.Parameter)
 
 
 def test_channels_that_do_not_fill_bytes_are_refused() -> None:
@@ -104,7 +105,10 @@ def test_channels_that_do_not_fill_bytes_are_refused() -> None:
         FusedNetwork(model)
 
 
-@pytest.mark.parametrize("other", [{"compile": True}, {"channels_last": False}])
-def test_settings_that_do_not_go_together(other: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"train\.fused_norm"):
-        TrainConfig(fused_norm=True, **other)
+def test_settings_that_do_not_go_together() -> None:
+    with pytest.raises(ValueError, match=r"performance\.fused_norm"):
+        PerformanceConfig(fused_norm=True, compile=True)
+    with pytest.raises(ValueError, match=r"performance\.fused_norm"):
+        Config(
+            performance=PerformanceConfig(fused_norm=True), train=TrainConfig(channels_last=False)
+        )

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from resnet_dist import build, train
+from resnet_dist import train, trainer
+from resnet_dist.performance import build
 from tests.launch import TINY, assert_same_run, newest_checkpoint
 from tests.unit.performance.recorded_graph import RecordedGraphs
 
@@ -25,7 +26,7 @@ SETTINGS = [
     "log.tensorboard=false",
     "checkpoint.every_steps=2",
     "data.num_workers=1",
-    "train.num_threads=1",
+    "performance.num_threads=1",
 ]
 
 
@@ -49,7 +50,7 @@ class MockedGraphs(RecordedGraphs):
 def mocked(monkeypatch: pytest.MonkeyPatch) -> None:
     MockedGraphs.made = []
     monkeypatch.setattr(build, "CudaGraphs", MockedGraphs)
-    for module in (build, train):
+    for module in (build, trainer):
         monkeypatch.setattr(module, "check_device", lambda *_: None)
 
 
@@ -71,7 +72,7 @@ def test_a_captured_run_is_the_eager_one(recipe: list[str], run_root: Path, tmp_
         return tmp_path / name
 
     eager = run("eager")
-    captured = run("captured", "train.cuda_graph=true")
+    captured = run("captured", "performance.cuda_graph=true")
     (graphs,) = MockedGraphs.made
     assert graphs.num_captured == 2  # one a size of image
     assert graphs.num_replayed == 20 - 2 * 3
@@ -79,9 +80,9 @@ def test_a_captured_run_is_the_eager_one(recipe: list[str], run_root: Path, tmp_
     groups = newest_checkpoint(captured)["optimizer"]["param_groups"]
     assert all(type(group["lr"]) is float for group in groups)
 
-    run("mixed", "train.cuda_graph=true", "train.max_steps=7")
+    run("mixed", "performance.cuda_graph=true", "train.max_steps=7")
     run("mixed", "train.max_steps=10")
-    assert_same_run(eager, run("mixed", "train.cuda_graph=true"))
+    assert_same_run(eager, run("mixed", "performance.cuda_graph=true"))
 
 
 def test_a_captured_run_goes_back_when_it_diverges(
@@ -94,7 +95,7 @@ def test_a_captured_run_goes_back_when_it_diverges(
     monkeypatch.setenv("RESNET_DIST_FAILPOINT", "step.loss@7-9=damage")
     for name in ("eager", "captured"):
         place = [f"data.root={run_root}", f"run.dir={tmp_path / name}"]
-        graph = f"train.cuda_graph={str(name == 'captured').lower()}"
+        graph = f"performance.cuda_graph={str(name == 'captured').lower()}"
         monkeypatch.setattr("resnet_dist.system.failpoints._passed", Counter())
         assert train.main([*SETTINGS, *place, graph, "faults.max_skipped_steps=3"]) == 0
         assert "going back to" in "".join(capsys.readouterr())

@@ -14,11 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from resnet_dist.config import ModelConfig, OptimConfig
+from resnet_dist.config import LossConfig, ModelConfig, OptimConfig
 from resnet_dist.data.batch import Batch, MixedLabels
 from resnet_dist.faults.loss_history import LossHistory
 from resnet_dist.faults.non_finite import NonFiniteGuard
-from resnet_dist.loss import LossSettings
 from resnet_dist.metrics.meters import TrainMeter
 from resnet_dist.models.build import build_model
 from resnet_dist.optim.build import build_optimizer
@@ -76,7 +75,7 @@ class Run:
             "accumulation_steps": accumulation_steps,
             "gradient_scale": 1 / (6 * accumulation_steps),
             "autocast_dtype": precision,
-            "loss": LossSettings(),
+            "loss": LossConfig(),
             "clip_grad_norm": None,
             "clip_grad_value": None,
         }
@@ -144,8 +143,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "clipped": {"clip_grad_norm": 0.5},
     "clipped values": {"clip_grad_value": 0.01},
     "accumulated": {"accumulation_steps": 2},
-    "smoothed": {"loss": LossSettings(label_smoothing=0.1)},
-    "binary": {"loss": LossSettings("binary_cross_entropy", target_threshold=0.2)},
+    "smoothed": {"loss": LossConfig(label_smoothing=0.1)},
+    "binary": {"loss": LossConfig(name="binary_cross_entropy", bce_target_threshold=0.2)},
     "bfloat16": {"precision": torch.bfloat16},
     "fused": {"fused": True},
     "fused bfloat16": {"fused": True, "precision": torch.bfloat16},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import multiprocessing
-import os
 import shutil
 import tarfile
 import time
@@ -61,16 +60,16 @@ def small(tmp_path_factory: pytest.TempPathFactory, write_image: Callable[..., N
     return build_archives(folder, *split_images(contents, WNIDS))
 
 
-@pytest.fixture(scope="module", params=["generated", "imagenet"])
+@pytest.fixture(scope="module", params=["generated", "photographs"])
 def archives(
-    request: pytest.FixtureRequest, small: Archives, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    small: Archives,
+    real_images: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Archives:
     if request.param == "generated":
         return small
-    folder = os.environ.get("RESNET_DIST_TEST_IMAGENET")
-    if not folder:
-        pytest.skip("RESNET_DIST_TEST_IMAGENET does not name a folder of class folders")
-    contents = [path.read_bytes() for path in sorted(Path(folder).rglob("*.JPEG"))]
+    contents = [path.read_bytes() for path in sorted(real_images.rglob("*.JPEG"))]
     return build_archives(tmp_path_factory.mktemp("real"), *split_images(contents, WNIDS))
 
 

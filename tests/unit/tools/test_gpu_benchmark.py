@@ -145,7 +145,7 @@ def test_modes_are_arguments_for_a_precision() -> None:
     assert "static_scale" not in names["bfloat16"]
     padded = next(mode for mode in modes_for("float16") if mode.name == "padded")
     assert padded.overrides("float16") == [
-        "train.performance=plain",
+        "performance.preset=plain",
         "data.image_dtype=float16",
         "data.pad_channels=true",
     ]
@@ -157,10 +157,10 @@ def test_bench_compares_modes_and_names_the_fastest(
     some = [mode for mode in MODES if mode.name in ("eager", "padded", "graph")]
     monkeypatch.setattr("resnet_dist.performance.modes.MODES", some)
     monkeypatch.setattr("resnet_dist.bench.step.SECONDS", 0.02)
-    settings = f"train.num_threads={torch.get_num_threads()} train.precision=bfloat16 "
+    settings = f"performance.num_threads={torch.get_num_threads()} train.precision=bfloat16 "
     settings += "dist.device=cpu model.width=16 data.train_size=32 train.global_batch_size=4"
     assert bench.main(["--modes", *settings.split()]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:4]] == ["eager", "graph", "padded"]
     assert "not possible" in lines[2]
-    assert lines[-1].startswith(("fastest: eager; train.", "fastest: padded; train."))
+    assert lines[-1].startswith(("fastest: eager; performance.", "fastest: padded; performance."))

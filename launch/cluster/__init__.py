@@ -1,0 +1,1 @@
+"""The cluster: the options of a job, and the commands of Slurm."""

@@ -1,0 +1,1 @@
+"""The job itself: what each node does, and what follows when all nodes have ended."""

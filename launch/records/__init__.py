@@ -1,0 +1,1 @@
+"""The files of a run folder that the launcher reads and writes."""

@@ -1,0 +1,118 @@
+"""The submissions of a run, and the runs that a folder stands for.
+
+submissions/001/submission.json   what was asked for, and the job that it became
+submissions/001/config.yaml       the resolved config, with absolute paths
+submissions/001/code/             the packages
+submissions/001/slurm/            submitit's script and pickle, and the logs of the tasks
+sweep.json                        in the folder of a sweep: the names of its runs
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launch.records.json_files import read_json, write_json
+from resnet_dist.errors import UserError
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One `sbatch` of a run."""
+
+    run_dir: Path
+    number: int
+    job_id: str | None
+    """`123`, or `123_4` in a sweep; None while it is being submitted, or without Slurm."""
+    code: Path
+    module: str
+    slurm_folder: Path
+    cluster: dict[str, Any]
+    time: float
+
+    @property
+    def folder(self) -> Path:
+        """The folder of this submission."""
+        return submission_folder(self.run_dir, self.number)
+
+    @property
+    def config(self) -> Path:
+        """The resolved config."""
+        return self.folder / "config.yaml"
+
+    def write(self) -> None:
+        """Write submission.json."""
+        content = dataclasses.asdict(self)
+        for key in ("run_dir", "code", "slurm_folder"):
+            content[key] = str(content[key])
+        write_json(self.folder / "submission.json", content)
+
+    def log(self, node: int = 0) -> Path:
+        """The file that a node's task prints to, all attempts one after the other."""
+        return self.slurm_folder / f"{self.job_id}_{node}_log.out"
+
+
+def submission_folder(run_dir: Path, number: int) -> Path:
+    """The folder of one submission."""
+    return run_dir / "submissions" / f"{number:03d}"
+
+
+def submissions(run_dir: Path) -> list[Submission]:
+    """All submissions of a run, oldest first."""
+    found = []
+    for path in sorted(run_dir.glob("submissions/*/submission.json")):
+        content = read_json(path)
+        if content is None:
+            continue
+        try:
+            paths = {key: Path(content[key]) for key in ("run_dir", "code", "slurm_folder")}
+            found.append(Submission(**{**content, **paths}))
+        except (KeyError, TypeError):
+            continue
+    return found
+
+
+def last_submission(run_dir: Path) -> Submission | None:
+    """The newest submission; None if the run was started otherwise."""
+    submitted = submissions(run_dir)
+    return submitted[-1] if submitted else None
+
+
+def next_number(run_dir: Path) -> int:
+    """Number of the next submission."""
+    numbers = [int(path.name) for path in run_dir.glob("submissions/*") if path.name.isdigit()]
+    return max(numbers, default=0) + 1
+
+
+def sweep_names(run_dir: Path) -> list[str]:
+    """The names of a sweep's run folders; empty if this is no sweep."""
+    content = read_json(run_dir / "sweep.json")
+    return [str(name) for name in content["runs"]] if content else []
+
+
+def expand(folder: Path) -> list[Path]:
+    """The run folders that a folder stands for: those of a sweep, or itself.
+
+    Raises UserError if it is no run folder.
+    """
+    names = sweep_names(folder)
+    if names:
+        return [folder / name for name in names]
+    if not folder.is_dir():
+        raise UserError(f"run ({folder}): no such folder; give a run folder, such as runs/resnet50")
+    if not (folder / "submissions").is_dir() and not (folder / "metrics.jsonl").exists():
+        raise UserError(f"run ({folder}): holds no run; give a run folder, such as runs/resnet50")
+    return [folder]
+
+
+def find_runs(names: Sequence[str]) -> list[Path]:
+    """The run folders that are named, or all below `runs/`. Raises UserError."""
+    if names:
+        return [path for name in names for path in expand(Path(name).expanduser())]
+    found = sorted(path.parent for path in Path("runs").glob("*/submissions"))
+    if not found:
+        raise UserError("runs/: holds no submitted run; give a run folder")
+    return list(dict.fromkeys(path for folder in found for path in expand(folder)))

@@ -1,0 +1,1 @@
+"""The status of runs, for people and for programs."""

@@ -1,0 +1,113 @@
+"""How a training step is executed: section `performance`. None of it changes the mathematics but
+for rounding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Literal
+
+from resnet_dist.config.setting import check_section, setting
+
+_WITH_OWN_GRAPHS = ("reduce-overhead", "max-autotune")
+"""Modes in which the compiler makes CUDA graphs of its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """How a step is executed, decided for one kind of device."""
+
+    fused_norm: bool = False
+    space_to_depth: bool = False
+    cuda_graph: bool = False
+    compile: bool = False
+    compile_mode: str = "default"
+
+
+PLAIN = Speed()
+"""PyTorch's operators one by one."""
+
+PRESETS = {
+    "plain": PLAIN,
+    "fused": Speed(fused_norm=True),
+    "graphed": Speed(fused_norm=True, cuda_graph=True),
+    "compiled": Speed(compile=True),
+}
+"""What the names of `performance.preset` stand for."""
+
+FASTEST = {"cpu": "plain", "cuda": "plain"}
+"""What `auto` stands for on each kind of device: the fastest that was measured there. On GPUs none
+of the others was measured yet."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerformanceConfig:
+    """How a training step is executed."""
+
+    preset: Literal["auto", "plain", "fused", "graphed", "compiled"] = setting("auto", free=True)
+    """A name for the four settings that follow, which override it where they are given. plain:
+    PyTorch's operators one by one; fused: fused_norm; graphed: that and cuda_graph; compiled:
+    compile; auto: the fastest that was measured on this kind of device, which is plain until a GPU
+    has been measured. `python -m resnet_dist.bench --modes` measures yours."""
+    fused_norm: bool | None = setting(None, free=True)
+    """Batch norm, addition and ReLU in one pass over memory, by kernels written for GPUs (equal up
+    to rounding). Slower on a CPU. null: as the preset says."""
+    space_to_depth: bool | None = setting(None, free=True)
+    """Convolve 2 x 2 blocks of pixels in a first layer that strides (equal up to rounding). null:
+    as the preset says."""
+    cuda_graph: bool | None = setting(None, free=True)
+    """Capture the whole step (forward, loss, backward, clip, update, meters) as a CUDA graph, one
+    per shape of batch, and replay it: the host launches one thing per step. Needs a GPU. Equal up
+    to the rounding of the learning rate to float32. Takes memory for a copy of the batch, and keeps
+    what a step needs from evaluation. With schedule.cycle_momentum clipping and update are not
+    captured. null: as the preset says."""
+    compile: bool | None = setting(None, free=True)
+    """torch.compile the model (equal up to rounding; pays little on CPU). null: as the preset
+    says."""
+    compile_mode: Literal[
+        "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"
+    ] = setting("default", free=True)
+    """Mode of torch.compile (with performance.compile). reduce-overhead and max-autotune make CUDA
+    graphs of their own, so they exclude performance.cuda_graph."""
+    num_threads: int | None = setting(None, ge=1, hint="leave it out for the default", free=True)
+    """CPU threads of each rank's tensor operations. null: cores / ranks of the node (1 for networks
+    narrower than 16 channels)."""
+    deterministic: bool = setting(False, free=True)
+    """Deterministic GPU kernels: bit for bit equal runs, slower. CPU runs always are."""
+
+    def __post_init__(self) -> None:
+        rules = check_section(self, "performance")
+        compiles, graphs = self.may_use("compile"), self.may_use("cuda_graph")
+        rules.require(
+            not self.may_use("fused_norm") or not compiles,
+            "performance.fused_norm",
+            True,
+            "excludes performance.compile",
+            "the compiler fuses batch norm in its own way: choose one",
+        )
+        rules.require(
+            compiles or self.compile_mode == "default",
+            "performance.compile_mode",
+            self.compile_mode,
+            "needs performance.compile=true",
+            "leave it out, or set that",
+        )
+        rules.require(
+            not graphs or self.compile_mode not in _WITH_OWN_GRAPHS,
+            "performance.compile_mode",
+            self.compile_mode,
+            "makes CUDA graphs of its own, which performance.cuda_graph excludes",
+            "take max-autotune-no-cudagraphs, or set performance.cuda_graph=false",
+        )
+        rules.enforce()
+
+    def speed_on(self, device_type: str) -> Speed:
+        """How a step is executed on "cuda" or "cpu": decided here once, and passed on."""
+        name = FASTEST[device_type] if self.preset == "auto" else self.preset
+        given = {field.name: getattr(self, field.name) for field in fields(Speed)}
+        chosen = {key: value for key, value in given.items() if value is not None}
+        return replace(PRESETS[name], **chosen)
+
+    def may_use(self, name: str) -> bool:
+        """Whether a part of `Speed` is on for any kind of device: auto must do on all of them."""
+        return any(getattr(self.speed_on(device_type), name) for device_type in FASTEST)

@@ -1,0 +1,97 @@
+"""How a training step is executed here: the network is wrapped, the step captured if need be."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+
+from resnet_dist.config import Config
+from resnet_dist.data.micro_batches import BatchSplit
+from resnet_dist.errors import UserError
+from resnet_dist.optim.schedules import build_momentum_schedule
+from resnet_dist.performance.cuda_graph import (
+    WARM_UP_STEPS,
+    WARM_UP_STEPS_DDP,
+    CudaGraphs,
+    GraphedGradients,
+    GraphedStep,
+)
+from resnet_dist.performance.faulty_step import FaultyStep
+from resnet_dist.performance.wrap import warm_up_buckets, wrap_model
+from resnet_dist.state import TrainState
+from resnet_dist.step import AUTOCAST_DTYPES, EagerStep, Step, StepSettings
+from resnet_dist.system.failpoints import is_armed
+from resnet_dist.world import World
+
+
+def sync_build_step(
+    config: Config, state: TrainState, batch_split: BatchSplit, *, world: World
+) -> Step:
+    """How a training step is taken: wraps the model, and captures it if that is asked for. All
+    ranks must call it."""
+    train = config.train
+    check_device(config, world.device)
+    speed = config.performance.speed_on(world.device.type)
+    graphs = CudaGraphs(world.device) if speed.cuda_graph else None
+    low, high = batch_split.micro_batch_slice(world.rank, 0)
+    with graphs.side_stream() if graphs else nullcontext():
+        network = wrap_model(state.model, train=train, dist=config.dist, world=world, speed=speed)
+        warm_up_buckets(
+            network,
+            train=train,
+            size=config.data.train_size,
+            device=world.device,
+            batch_size=max(high - low, 1) if speed.compile else 2,
+        )
+    eager = (FaultyStep if is_armed() else EagerStep)(
+        network=network,
+        optimizer=state.optimizer,
+        scaler=state.scaler,
+        settings=step_settings(config, batch_split),
+        on_logits=state.meter.update,
+        guard=state.guard,
+    )
+    if graphs is None:
+        return eager
+    warm_up_steps = WARM_UP_STEPS if world.size == 1 else WARM_UP_STEPS_DDP
+    momentum_of = build_momentum_schedule(config.schedule, num_steps=1)
+    kind = GraphedStep if momentum_of is None else GraphedGradients
+    return kind(eager, graphs, warm_up_steps=warm_up_steps)
+
+
+def check_device(config: Config, device: torch.device) -> None:
+    """Raises UserError if the device cannot train as it is asked to."""
+    speed = config.performance.speed_on(device.type)
+    if speed.cuda_graph and device.type != "cuda":
+        raise UserError(
+            "performance.cuda_graph (True): needs a GPU, and this run is on CPUs; set "
+            "performance.cuda_graph=false, or another performance.preset if that is graphed (a run "
+            "may be resumed with another value of both)"
+        )
+    if speed.fused_norm and device.type == "cuda":
+        from resnet_dist.performance.kernels.verify import verify_kernels  # only where it is wanted
+
+        try:
+            wrong = verify_kernels(device, AUTOCAST_DTYPES[config.train.precision] or torch.float32)
+        except Exception as error:  # whatever a compiler says
+            wrong = f"they do not run: {type(error).__name__}: {error}"
+        if wrong:
+            raise UserError(
+                f"performance.fused_norm (True): the kernels do not work on {device} "
+                f"({torch.cuda.get_device_name(device)}): {wrong}; set "
+                f"performance.fused_norm=false (a run may be resumed with the other value)"
+            )
+
+
+def step_settings(config: Config, batch_split: BatchSplit) -> StepSettings:
+    """What a step computes."""
+    train = config.train
+    return StepSettings(
+        accumulation_steps=batch_split.accumulation_steps,
+        gradient_scale=batch_split.world_size / train.global_batch_size,
+        autocast_dtype=AUTOCAST_DTYPES[train.precision],
+        loss=config.loss,
+        clip_grad_norm=train.clip_grad_norm,
+        clip_grad_value=train.clip_grad_value,
+    )

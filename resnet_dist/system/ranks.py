@@ -1,0 +1,57 @@
+"""Which of the processes that torchrun started this one is. Does not import torch."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+from resnet_dist.errors import UserError
+
+ELASTIC_VARIABLE = "TORCHELASTIC_RUN_ID"
+"""Environment variable of torchrun: the id of its rendezvous."""
+
+JOB_VARIABLE = "RESNET_DIST_JOB"
+"""Environment variable: what all starts of one job have in common, where a launcher gives each of
+them a rendezvous id of its own."""
+
+_LAUNCH_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+
+
+class Ranks(NamedTuple):
+    """This process among all of them, in numbers."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+
+
+def launched_ranks() -> Ranks:
+    """What torchrun's variables say; one process where it started none.
+
+    Raises UserError if some of them are set and others are not.
+    """
+    present = [name in os.environ for name in _LAUNCH_VARIABLES]
+    if not any(present):
+        return Ranks(0, 1, 0, 1)
+    if not all(present):
+        missing = [name for name in _LAUNCH_VARIABLES if name not in os.environ]
+        raise UserError(
+            f"environment ({', '.join(missing)}): not set although other variables of torchrun "
+            f"are; start with `torchrun --nproc_per_node N -m resnet_dist.train`"
+        )
+    return Ranks(*(int(os.environ[name]) for name in _LAUNCH_VARIABLES))
+
+
+def is_started_by_torchrun() -> bool:
+    """Whether an agent waits for how this process ends."""
+    return ELASTIC_VARIABLE in os.environ
+
+
+def elastic_job() -> str | None:
+    """What all processes of one job, restarted ones too, have in common: RESNET_DIST_JOB, or the
+    `--rdzv-id` of torchrun."""
+    if JOB_VARIABLE in os.environ:
+        return os.environ[JOB_VARIABLE]
+    job = os.environ.get(ELASTIC_VARIABLE)
+    return None if job == "none" else job  # "none" is torchrun's default, so any job's
