@@ -174,7 +174,7 @@ def fingerprint_of(
 
     Where the bytes lie does not enter: a packed split has the fingerprint of the folder that it
     was made from, and a run may go on from either. For bytes that came as they are this is no
-    weaker than for a folder. Samples that were encoded anew are told apart by their content, even
+    weaker than for a folder. Samples that were encoded again are told apart by their content, even
     if the new bytes are as many as the old.
     """
     digest = hashlib.sha256("\0".join(classes).encode(errors="surrogateescape"))
