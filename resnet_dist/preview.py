@@ -15,6 +15,7 @@ from resnet_dist.config import AugmentConfig, Config, DataConfig
 from resnet_dist.config.command_line import Arguments
 from resnet_dist.config.help.listing import describe
 from resnet_dist.config.load import Resolved, load_config
+from resnet_dist.data.augment.progressive import train_size
 from resnet_dist.data.micro_batches import BatchSplit, choose_batch_split
 from resnet_dist.errors import UserError
 from resnet_dist.optim.schedules import build_schedule
@@ -124,8 +125,6 @@ def _sample_lines(augment: AugmentConfig, full_size: int, samples: int, epochs: 
             f"times each"
         )
     if augment.progressive_start_size is not None:
-        from resnet_dist.data.augment.crop import train_size  # NumPy, as above
-
         sizes = [train_size(augment, full_size, epoch) for epoch in range(epochs)]
         changes = [i for i in range(epochs) if i == 0 or sizes[i] != sizes[i - 1]]
         steps = ", ".join(f"{sizes[epoch]} from epoch {epoch}" for epoch in changes)

@@ -41,7 +41,7 @@ REFERENCE, CEILINGS, JPEGS = "float32", "ceilings", "jpegs"
 
 
 @dataclass(frozen=True)
-class BatchSpec:
+class Job:
     """One line of a table."""
 
     case: Case
@@ -71,26 +71,24 @@ def chosen_modes(args: argparse.Namespace, case: Case) -> list[Mode]:
     return [mode for mode in modes_for(case.dtype) if mode.name in names]
 
 
-def jobs(args: argparse.Namespace, results: Results) -> Iterator[BatchSpec]:
+def jobs(args: argparse.Namespace, results: Results) -> Iterator[Job]:
     """All jobs, the most telling first. Lazy: later ones follow from earlier results."""
     first, *others = cases_of(args)
-    yield BatchSpec(first, CEILINGS)
+    yield Job(first, CEILINGS)
     modes = [mode for mode in chosen_modes(args, first) if mode != EAGER]
-    yield BatchSpec(first, EAGER.name, is_checked=True)
-    yield from (BatchSpec(first, name) for name in RIVALS)
-    yield from (BatchSpec(first, mode.name, is_checked=True) for mode in modes if not mode.is_slow)
-    yield BatchSpec(first, REFERENCE)
+    yield Job(first, EAGER.name, is_checked=True)
+    yield from (Job(first, name) for name in RIVALS)
+    yield from (Job(first, mode.name, is_checked=True) for mode in modes if not mode.is_slow)
+    yield Job(first, REFERENCE)
     if args.jpegs:
-        yield BatchSpec(first, JPEGS)
+        yield Job(first, JPEGS)
     best = _fastest(results, first, 2)
     for case in others:
-        yield from (BatchSpec(case, name) for name in (EAGER.name, *best, *RIVALS))
-        yield from (BatchSpec(case, m.name) for m in chosen_modes(args, case) if m.precision)
-    yield from (BatchSpec(first, mode.name, is_checked=True) for mode in modes if mode.is_slow)
+        yield from (Job(case, name) for name in (EAGER.name, *best, *RIVALS))
+        yield from (Job(case, m.name) for m in chosen_modes(args, case) if m.precision)
+    yield from (Job(first, mode.name, is_checked=True) for mode in modes if mode.is_slow)
     for case in others:
-        yield from (
-            BatchSpec(case, mode.name) for mode in chosen_modes(args, case) if not mode.is_slow
-        )
+        yield from (Job(case, mode.name) for mode in chosen_modes(args, case) if not mode.is_slow)
 
 
 def _fastest(results: Results, case: Case, count: int) -> list[str]:
@@ -123,7 +121,7 @@ class Worker:
             self._partner = case, variant
         return self._partner[1]
 
-    def run(self, job: BatchSpec) -> None:
+    def run(self, job: Job) -> None:
         """Do a job and record what it gives."""
         case = job.case
         if job.variant == CEILINGS:
@@ -140,7 +138,7 @@ class Worker:
         else:
             self._rate(job)
 
-    def _rate(self, job: BatchSpec) -> None:
+    def _rate(self, job: Job) -> None:
         """Take turns with the eager step; alone where there is no memory for both."""
         try:
             self._rate_against(job, self.partner(job.case))
@@ -158,7 +156,7 @@ class Worker:
         self.clean()
         self._rate_against(job, None, eager=statistics.median(eager[0]))
 
-    def _rate_against(self, job: BatchSpec, partner: Variant | None, *, eager: float = 0.0) -> None:
+    def _rate_against(self, job: Job, partner: Variant | None, *, eager: float = 0.0) -> None:
         case, device = job.case, self.device
         if device.type == "cuda":
             torch.cuda.empty_cache()  # what the partner has cached
@@ -177,7 +175,7 @@ class Worker:
                 variant.ours.close()
 
     def _rate_and_check(
-        self, job: BatchSpec, partner: Variant | None, variant: Variant, base: int, eager: float
+        self, job: Job, partner: Variant | None, variant: Variant, base: int, eager: float
     ) -> None:
         case, device, args = job.case, self.device, self.args
         self._warm_up(variant)
@@ -201,7 +199,7 @@ class Worker:
             self._record("profile", job, lambda: profile_of(variant, device))
             self._record("check", job, lambda: {"loss": learn(variant)})
 
-    def _record(self, kind: str, job: BatchSpec, measure: Callable[[], dict[str, Any]]) -> None:
+    def _record(self, kind: str, job: Job, measure: Callable[[], dict[str, Any]]) -> None:
         """A part of a job that may fail on its own."""
         try:
             self.results.add(kind, job.case.name, job.variant, **measure())
@@ -213,7 +211,7 @@ class Worker:
             variant.step()
         finish(self.device)
 
-    def fail(self, job: BatchSpec, message: str) -> None:
+    def fail(self, job: Job, message: str) -> None:
         """Note an error; the details go to stderr."""
         traceback.print_exc()
         self.results.add("error", job.case.name, job.variant, message=message)

@@ -1,8 +1,8 @@
 """What is decided about a micro-batch before anything is read or decoded.
 
-A `BatchSlice` says which samples are in a micro-batch, a `BatchSpec` what is done to each. The spec is
-the border between the pure part of the data path (order, augmentation parameters) and the loaders,
-which only read, decode and transform what it says. A `Batch` is what they yield.
+A `BatchSlice` says which samples are in a micro-batch, a `BatchSpec` what is done to each. The spec
+is the border between the pure part of the data path (order, augmentation parameters) and the
+loaders, which only read, decode and transform what it says. A `Batch` is what they yield.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet_dist.config import AugmentConfig, DataConfig
-from resnet_dist.data.augment import auto_augment, crop, erasing, mixing
+from resnet_dist.data.augment import auto_augment, crop, erasing, mixing, progressive
 from resnet_dist.data.batch import BatchSlice, BatchSpec
 from resnet_dist.data.micro_batches import BatchSplit
 from resnet_dist.data.order import SampleOrder, digest_of_spec
@@ -100,7 +100,7 @@ class TrainSpecs:
 
     def size_of_epoch(self, epoch: int) -> int:
         """Progressive resizing."""
-        return crop.train_size(self.augment, self.data.train_size, epoch)
+        return progressive.train_size(self.augment, self.data.train_size, epoch)
 
     def __call__(self, batch: BatchSlice) -> BatchSpec:
         """Crop, flip, operations, erasing and mixing, each from its own random stream."""

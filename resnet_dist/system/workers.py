@@ -2,7 +2,7 @@
 
 They are forked from multiprocessing's fork server, a process that only imports modules. Forking the
 trainer itself would copy the locks that its other threads (gloo's, autograd's, the data loader's)
-hold at that moment, and a child that needs one of them waits without end.
+hold at that moment, and a child that needs one of them never returns.
 
 A signal sent to a whole process group (Ctrl-C, Slurm's warning) must reach the trainer alone: it
 decides when to stop and still needs its readers.

@@ -1,9 +1,8 @@
 """Crop and flip: which part of each image is taken, and whether it is mirrored.
 
 Owns torchvision's definitions of RandomResizedCrop, Resize, CenterCrop and padded RandomCrop as
-pure functions of (seed, epoch, position in the epoch's order), the side of the training crop as a
-function of the epoch, and moving and mirroring decoded images (`apply_offsets_and_flips`). Boxes
-are cut and resized by the loaders, which do both at once.
+pure functions of (seed, epoch, position in the epoch's order), and moving and mirroring decoded
+images (`apply_offsets_and_flips`). Boxes are cut and resized by the loaders, which do both at once.
 """
 
 from __future__ import annotations
@@ -53,19 +52,6 @@ def sample_crops(
     span = 2 * augment.crop_padding + 1
     offsets = (uniform[:, _ROW_WORD : _COLUMN_WORD + 1] * span).astype(np.int32)
     return Crops(whole_images(sizes), offsets - np.int32(augment.crop_padding), flips)
-
-
-def train_size(augment: AugmentConfig, full_size: int, epoch: int) -> int:
-    """Side of the training crops of an epoch, pixels, at most `full_size` (ffcv-imagenet's
-    `get_resolution`)."""
-    start, (first, last) = augment.progressive_start_size, augment.progressive_epochs
-    if start is None or epoch >= last:
-        return full_size
-    if epoch <= first:
-        return start
-    side = start + (full_size - start) * (epoch - first) / (last - first)
-    rounded = round(side / augment.progressive_multiple) * augment.progressive_multiple
-    return min(max(rounded, start), full_size)
 
 
 def random_resized_crops(

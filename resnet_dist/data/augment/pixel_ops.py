@@ -98,7 +98,7 @@ def apply_batched(images: Tensor, operations: Operations) -> Tensor:
 
 
 def _apply_slot(images: Tensor, codes: NDArray[np.int8], magnitudes: NDArray[np.float64]) -> None:
-    """One operation an image, `codes` and `magnitudes` `[n]`, in place."""
+    """One operation per image, `codes` and `magnitudes` `[n]`, in place."""
     is_geometric = (codes >= Code.SHEAR_X) & (codes <= Code.ROTATE)
     groups: list[tuple[Kernel, NDArray[np.bool_]]] = [(_warp, is_geometric)]
     groups += [(kernel, codes == code) for code, kernel in _KERNELS.items()]

@@ -1,4 +1,4 @@
-"""From opened data sets to loaders: one backend a loader, chosen by `data.loader`."""
+"""From opened data sets to loaders: one backend per loader, chosen by `data.loader`."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The built-in data set: pictures of drawn shapes in ten classes."""
+"""The built-in data set: pictures of rendered shapes in ten classes."""

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from resnet_dist.config import AugmentConfig, Config
 from resnet_dist.config.load import load_config
-from resnet_dist.data.augment import crop
+from resnet_dist.data.augment.progressive import train_size
 from resnet_dist.data.index.synthetic import SyntheticIndex
 from resnet_dist.data.micro_batches import BatchSplit
 from resnet_dist.data.order import SampleOrder
@@ -94,18 +94,18 @@ def test_the_ramp_is_ffcvs(first: int, last: int) -> None:
     for epoch in range(90):
         if epoch == first == last:
             continue  # ffcv would still start low there
-        assert crop.train_size(augment, 192, epoch) == ffcv_resolution(epoch, 160, 192, last, first)
+        assert train_size(augment, 192, epoch) == ffcv_resolution(epoch, 160, 192, last, first)
 
 
 def test_sizes_lie_between_start_and_end() -> None:
     augment = AugmentConfig(
         progressive_start_size=88, progressive_epochs=(10, 30), progressive_multiple=4
     )
-    sizes = [crop.train_size(augment, 176, epoch) for epoch in range(40)]
+    sizes = [train_size(augment, 176, epoch) for epoch in range(40)]
     assert sizes == sorted(sizes)
     assert (sizes[10], sizes[30], sizes[39]) == (88, 176, 176)
     assert set(sizes) == {88 + 4 * round(88 * i / 20 / 4) for i in range(21)}
-    assert crop.train_size(AugmentConfig(), 224, 3) == 224
+    assert train_size(AugmentConfig(), 224, 3) == 224
     with pytest.raises(UserError, match=r"augment.progressive_start_size \(300\): must lie in"):
         change(progressive_start_size=300, progressive_epochs=(1, 2))
     with pytest.raises(UserError, match=r"augment.progressive_epochs .*: must end after epoch"):

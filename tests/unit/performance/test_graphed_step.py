@@ -23,6 +23,7 @@ from resnet_dist.models.build import build_model
 from resnet_dist.optim.build import build_optimizer
 from resnet_dist.optim.schedules import apply_schedule
 from resnet_dist.performance.cuda_graph import WARM_UP_STEPS, GraphedGradients, GraphedStep
+from resnet_dist.performance.faulty_step import FaultyStep
 from resnet_dist.performance.fused_network import FusedNetwork
 from resnet_dist.state import TrainState
 from resnet_dist.step import EagerStep, Step, StepSettings
@@ -79,7 +80,7 @@ class Run:
             "clip_grad_norm": None,
             "clip_grad_value": None,
         }
-        eager = EagerStep(
+        eager = (FaultyStep if failpoints.is_armed() else EagerStep)(
             network=FusedNetwork(model) if fused else model,
             optimizer=self.state.optimizer,
             scaler=self.state.scaler,
