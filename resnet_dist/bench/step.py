@@ -38,7 +38,7 @@ class Timed:
     batch_split: BatchSplit
     state: TrainState
     taken: Step
-    """How a step is taken."""
+    """Takes a step."""
 
     def step(self, batches: Iterator[Batch], number: int) -> Tensor:
         """Take the micro-batches of step `number`; returns the gradient's norm."""

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from resnet_dist.config.load import load_config
+from resnet_dist.config.load import load_config, shipped_configs
 from resnet_dist.errors import UserError, report_error
 
 if TYPE_CHECKING:
@@ -65,9 +65,11 @@ def _step_and_ranks(text: str) -> tuple[int, int]:
 def _load(what: str, given: Sequence[str]) -> Config:
     """The config. A folder is inspected as the ImageNet recipes would use it."""
     overrides = [*given, "data.loader=torch"]
-    if not Path(what).is_dir():
-        return load_config([what], overrides).config
-    return load_config([_FOLDERS_CONFIG], [f"data.root={what}", *overrides]).config
+    if Path(what).is_dir():
+        return load_config([_FOLDERS_CONFIG], [f"data.root={what}", *overrides]).config
+    if not Path(what).is_file() and what not in shipped_configs():
+        raise UserError(f"DIR|CONFIG ({what}): no such folder, file or shipped config")
+    return load_config([what], overrides).config
 
 
 def _inspect(arguments: argparse.Namespace, config: Config) -> int:

@@ -197,7 +197,7 @@ def _run(name: str, tasks: list[Task]) -> list[Record]:
                 progress.reach(*counts[:])
                 for future in done:
                     future.result()
-        except BaseException:  # a full disk, Ctrl-C: do not go on with the other shards
+        except BaseException:  # a full disk, Ctrl-C: do not continue with the other shards
             pool.shutdown(wait=False, cancel_futures=True)
             raise
         return [future.result() for future in futures]
@@ -206,7 +206,7 @@ def _run(name: str, tasks: list[Task]) -> list[Record]:
 def _start_worker(parent_pid: int, counts: Any) -> None:
     global _counts
     workers.isolate(parent_pid)
-    torch.set_num_threads(1)  # one image a process
+    torch.set_num_threads(1)  # one image per process
     _counts = counts
 
 

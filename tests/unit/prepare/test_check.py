@@ -73,7 +73,7 @@ def test_a_size_beyond_reason_is_refused_unread() -> None:
         examine(bytes(content))
 
 
-def test_odd_ones_are_encoded_anew() -> None:
+def test_odd_ones_are_reencoded() -> None:
     cmyk = jpeg(40, 50, mode="CMYK")
     checked = examine(cmyk)
     assert checked.is_reencoded

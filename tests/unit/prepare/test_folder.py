@@ -38,14 +38,14 @@ def test_a_packed_split_has_the_index_of_the_folder(root: Path, prepare: Prepare
     assert packed.path(0).endswith(".tar:ant/000.jpg")
 
 
-def test_what_is_encoded_anew_has_another_fingerprint(
+def test_what_is_reencoded_has_another_fingerprint(
     root: Path, prepare: Prepare, write_image: WriteImage
 ) -> None:
     write_image(root / "train/ant/cmyk.jpg", 41, 43, seed=5, mode="CMYK")
     for name, options in (("exact", ["--exact"]), ("plain", []), ("small", ["--max-side=40"])):
         code, said = prepare("folder", str(root), "--out", str(root.parent / name), *options)
         assert code == 0
-        assert ("encoded anew" in said) == (name != "exact")
+        assert ("re-encoded" in said) == (name != "exact")
     folder, exact, plain, small = (
         open_split(path) for path in (root, *(root.parent / n for n in ("exact", "plain", "small")))
     )
