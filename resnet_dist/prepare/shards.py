@@ -81,7 +81,7 @@ class Task:
 
 @dataclass
 class Record:
-    """What is known of a shard when it is made. Columns have one entry a sample, as stored."""
+    """What is known of a shard when it is made. Columns have one entry per sample, as stored."""
 
     inputs: str
     policy: dict[str, bool]
