@@ -6,10 +6,10 @@ Every variant takes turns with our eager step, round by round, in one process. T
 first; what the time does not reach is left out, and the tables are printed whatever happens. A
 variant that fails, crashes or hangs costs a line: a second process (this one) watches the first,
 starts it again where it ends early, and never begins a variant twice. Given the same --out again
-it goes on with what is missing. In miniature, on a CPU:
+it continues with what is missing. In miniature, on a CPU:
 
     python benchmarks/gpu_step.py --device cpu --models resnet18 --width 16 --batches 8 \\
-        --sizes 32 --dtypes bfloat16 --modes eager,padded --steps 2 --rounds 2
+        --sizes 32 --dtypes bfloat16 --modes eager,padded --steps 2 --rounds 2 --check-steps 12
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=64, help="of ours; others have 64")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20, help="of a round, at batch 256")
+    parser.add_argument("--check-steps", type=int, default=50, help="at least 11")
     parser.add_argument("--budget-s", type=float, default=540.0)
     parser.add_argument("--variant-s", type=float, default=180.0, help="limit of one variant")
     parser.add_argument("--device", default="cuda")

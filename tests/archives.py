@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
-import struct
 import tarfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from resnet_dist.prepare.devkit import read_class_ids
+
+WNIDS = ["n01440764", "n01443537", "n02100735", "n03000134"]
+"""Classes of ImageNet, sorted."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +43,7 @@ class Archives:
 def build_archives(
     folder: Path, images: dict[str, list[bytes]], val: Sequence[tuple[str, bytes]]
 ) -> Archives:
-    """Archives of training images by WordNet id and of validation images (id, content).
-
-    The classes' numbers in the kit run against the order of their names, as ImageNet's do not
-    follow it either.
-    """
+    """Archives of training images by WordNet id and of validation images (id, content)."""
     folder.mkdir(parents=True, exist_ok=True)
     train: dict[str, bytes] = {}
     inner: dict[str, bytes] = {}
@@ -55,12 +54,12 @@ def build_archives(
     (folder / "train.tar").write_bytes(tar_bytes(inner))
     named = {f"ILSVRC2012_val_{i:08d}.JPEG": one for i, (_, one) in enumerate(val, start=1)}
     (folder / "val.tar").write_bytes(tar_bytes(dict(reversed(named.items()))))
-    wnids = sorted(images, reverse=True)
+    numbers = {wnid: number for number, wnid in read_class_ids().items()}
     kit = {
         "ILSVRC2012_devkit_t12/readme.txt": b"a kit",
-        "ILSVRC2012_devkit_t12/data/meta.mat": meta_mat(wnids),
+        "ILSVRC2012_devkit_t12/data/meta.mat": b"not read",
         "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt": "".join(
-            f"{wnids.index(wnid) + 1}\n" for wnid, _ in val
+            f"{numbers[wnid]}\n" for wnid, _ in val
         ).encode(),
     }
     with tarfile.open(folder / "devkit.tar.gz", "w:gz") as archive:
@@ -93,38 +92,3 @@ def tar_bytes(files: dict[str, bytes], *, format: int = tarfile.GNU_FORMAT) -> b
         for name, content in files.items():
             archive.addfile(_info(name, content), io.BytesIO(content))
     return out.getvalue()
-
-
-def meta_mat(wnids: Sequence[str]) -> bytes:
-    """The kit's meta.mat, as MATLAB writes it: `synsets`, numbered from 1 (MAT level 5)."""
-    fields = ("ILSVRC2012_ID", "WNID", "words", "children")
-    parts = [_header(2, (len(wnids), 1), "synsets"), _element(5, struct.pack("<i", 16))]
-    parts.append(_element(1, b"".join(name.encode().ljust(16, b"\0") for name in fields)))
-    for number, wnid in enumerate(wnids, start=1):
-        parts.append(_matrix(_header(6, (1, 1), ""), _element(2, bytes([number]))))
-        parts.append(_text(wnid))
-        parts.append(_text(f"the words of {wnid}"))
-        parts.append(_matrix(_header(6, (0, 0), ""), _element(9, b"")))
-    whole = _matrix(*parts)
-    packed = zlib.compress(whole)
-    head = b"MATLAB 5.0 MAT-file".ljust(124) + b"\x00\x01IM"
-    return head + struct.pack("<II", 15, len(packed)) + packed
-
-
-def _element(kind: int, data: bytes) -> bytes:
-    if 0 < len(data) <= 4:
-        return struct.pack("<HH", kind, len(data)) + data.ljust(4, b"\0")
-    return struct.pack("<II", kind, len(data)) + data + bytes(-len(data) % 8)
-
-
-def _header(array_class: int, shape: tuple[int, int], name: str) -> bytes:
-    flags = _element(6, struct.pack("<II", array_class, 0))
-    return flags + _element(5, struct.pack("<ii", *shape)) + _element(1, name.encode())
-
-
-def _matrix(*parts: bytes) -> bytes:
-    return _element(14, b"".join(parts))
-
-
-def _text(text: str) -> bytes:
-    return _matrix(_header(4, (1, len(text)), ""), _element(4, text.encode("utf-16-le")))

@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from resnet_dist.selftest.__main__ import SMALL_NETWORK, differences
+from resnet_dist.selftest.comparison import differences
+from resnet_dist.selftest.suite import SMALL_NETWORK
 
 TINY = [
     *SMALL_NETWORK,

@@ -18,7 +18,6 @@ from torch.nn.functional import interpolate, pad
 from resnet_dist.data.batch import Batch
 from resnet_dist.performance.modes import EAGER, Mode
 
-CHECK_STEPS = 50
 CHECK_BATCHES = 10
 CHECK_LR = 0.02
 REFERENCE_SEEDS = (0, 1, 2)
@@ -153,19 +152,19 @@ def profile_of(variant: Variant, device: torch.device) -> dict[str, Any]:
     }
 
 
-def learn(variant: Variant) -> float:
-    """Mean loss over the last turn of `CHECK_STEPS` steps from the first weights on a few batches
+def learn(variant: Variant, steps: int) -> float:
+    """Mean loss over the last turn of so many steps from the first weights on a few batches
     whose labels can be told from the images."""
     ours = variant.ours
     assert ours is not None
     assert variant.start is not None
     restart(ours, variant.start)
     batches: Iterator[Batch] = cycle(_learnable(ours.fixed_batches()[0]))
-    for number in range(CHECK_STEPS - CHECK_BATCHES):
+    for number in range(steps - CHECK_BATCHES):
         ours.step(batches, number)
     ours.read()
     for number in range(CHECK_BATCHES):
-        ours.step(batches, CHECK_STEPS - CHECK_BATCHES + number)
+        ours.step(batches, steps - CHECK_BATCHES + number)
     return ours.read()
 
 
@@ -186,14 +185,16 @@ def _learnable(batch: Batch, num_classes: int = 100) -> list[Batch]:
     return batches
 
 
-def reference_losses(case: Case, device: torch.device) -> list[float]:
+def reference_losses(case: Case, device: torch.device, steps: int) -> list[float]:
     """`learn` in real float32 (no tf32) from the weights of several seeds; the first seed is that
     of all modes."""
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:
         exact = replace(case, dtype="float32")
-        return [learn(build_mode(exact, EAGER, device, seed=seed)) for seed in REFERENCE_SEEDS]
+        return [
+            learn(build_mode(exact, EAGER, device, seed=seed), steps) for seed in REFERENCE_SEEDS
+        ]
     finally:
         torch.backends.cudnn.allow_tf32 = before
 

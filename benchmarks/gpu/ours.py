@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from resnet_dist.bench.step import Timed, build_timed
+from resnet_dist.bench.step import Timed, sync_build_timed
 from resnet_dist.config.load import load_config
 from resnet_dist.world import start_process_group
 
@@ -18,7 +18,7 @@ def build_ours(overrides: Sequence[str]) -> Ours:
     """Everything for a step. Raises UserError for unknown or wrong settings."""
     # A shipped config with plain settings, all of which the overrides may change.
     config = load_config(["resnet50"], overrides).config
-    return build_timed(config, start_process_group(config.dist))
+    return sync_build_timed(config, start_process_group(config.dist))
 
 
 def restart(ours: Ours, start: dict[str, Tensor]) -> None:

@@ -67,7 +67,9 @@ def chosen_modes(args: argparse.Namespace, case: Case) -> list[Mode]:
     names = args.modes.split(",") if args.modes else [mode.name for mode in MODES]
     unknown = set(names) - {mode.name for mode in MODES}
     if unknown:
-        raise ValueError(f"--modes: {', '.join(sorted(unknown))}: not in resnet_dist/modes.py")
+        raise ValueError(
+            f"--modes: {', '.join(sorted(unknown))}: not in resnet_dist/performance/modes.py"
+        )
     return [mode for mode in modes_for(case.dtype) if mode.name in names]
 
 
@@ -128,7 +130,7 @@ class Worker:
             self._record("ceilings", job, lambda: ceilings(self.device))
         elif job.variant == REFERENCE:
             small = replace(case, batch=min(case.batch, REFERENCE_BATCH))
-            self._record("reference", job, lambda: {"losses": reference_losses(small, self.device)})
+            self._record("reference", job, lambda: {"losses": self._reference(small)})
         elif job.variant == JPEGS:
             from gpu.jpegs import measure_jpegs
 
@@ -197,7 +199,7 @@ class Worker:
         self._record("sync", job, lambda: {"waits": check_syncs(variant, device)})
         if job.is_checked:
             self._record("profile", job, lambda: profile_of(variant, device))
-            self._record("check", job, lambda: {"loss": learn(variant)})
+            self._record("check", job, lambda: {"loss": learn(variant, args.check_steps)})
 
     def _record(self, kind: str, job: Job, measure: Callable[[], dict[str, Any]]) -> None:
         """A part of a job that may fail on its own."""
@@ -205,6 +207,9 @@ class Worker:
             self.results.add(kind, job.case.name, job.variant, **measure())
         except Exception as error:
             self.fail(job, f"{kind}: {one_line(error)}")
+
+    def _reference(self, case: Case) -> list[float]:
+        return reference_losses(case, self.device, self.args.check_steps)
 
     def _warm_up(self, variant: Variant) -> None:
         for _ in range(WARM_UP if self.device.type == "cuda" else 1):

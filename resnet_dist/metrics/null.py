@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:  # reading metrics.jsonl does not need torch
+    from torch import Tensor
 
 
 class NullRecorder:

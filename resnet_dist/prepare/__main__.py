@@ -5,7 +5,7 @@
     python -m resnet_dist.prepare folder SRC --out DIR
     python -m resnet_dist.prepare verify DIR
 
-Then train with data.root=DIR. Killed and given again, a command goes on where it was.
+Then train with data.root=DIR. A command that was killed resumes when it is given again.
 """
 
 from __future__ import annotations
@@ -15,32 +15,26 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from resnet_dist.errors import UserError
-from resnet_dist.prepare.check import Options
-from resnet_dist.prepare.pack import Packed, pack_split
-from resnet_dist.prepare.shards import Policy
+from resnet_dist.errors import UserError, report_error
 from resnet_dist.prepare.sources import Expected, Split, read_folder, read_imagenet
 from resnet_dist.prepare.verify import find_splits, verify_split
 
+if TYPE_CHECKING:
+    from resnet_dist.prepare.pack import Packed
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command. Returns 0, or 2 with a sentence for each thing that is wrong on stderr."""
+    """Run a command. Returns 0, or 2 with an error message on stderr for each problem."""
     arguments = _parser().parse_args(argv)
     try:
-        if arguments.command == "verify":
-            return _verify(arguments.dir)
-        options, policy = _options(arguments), _policy(arguments)
-        for split in _splits(arguments):
-            print(_summary(pack_split(split, arguments.out, options, policy)), flush=True)
-        print(f"train with: python -m resnet_dist.train data.root={arguments.out}")
+        return _verify(arguments.dir) if arguments.command == "verify" else _pack(arguments)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return report_error(error, speaks=True)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        print("interrupted; the same command resumes from here", file=sys.stderr)
         return 128 + signal.SIGINT
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -57,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
         imagenet.add_argument(
             f"--expect-{name}", type=int, default=count, metavar="N", help=f"default: {count}"
         )
-    folder = commands.add_parser("folder", help="pack a folder with one folder a split")
+    folder = commands.add_parser("folder", help="pack a folder with one folder per split")
     folder.add_argument("src", type=Path, metavar="SRC")
     folder.add_argument("--splits", default="train,val", help="default: train,val")
     for command in (imagenet, folder):
@@ -73,7 +67,13 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add("--samples-per-shard", type=_positive, default=1024, metavar="N", help="default: 1024")
     add("--max-side", type=_positive, metavar="PX", help="shrink so that no side is longer")
     add("--short-side", type=_positive, metavar="PX", help="shrink the shorter side to this")
-    add("--quality", type=_quality, default=95, metavar="Q", help="of JPEGs encoded anew (95)")
+    add(
+        "--quality",
+        type=_quality,
+        default=95,
+        metavar="Q",
+        help="of re-encoded JPEGs (default: 95)",
+    )
     add(
         "--exact",
         action="store_true",
@@ -101,18 +101,24 @@ def _quality(text: str) -> int:
     return value
 
 
-def _options(arguments: argparse.Namespace) -> Options:
-    return Options(
+def _pack(arguments: argparse.Namespace) -> int:
+    # Only now: importing torch takes seconds.
+    from resnet_dist.prepare.check import Options
+    from resnet_dist.prepare.pack import pack_split
+    from resnet_dist.prepare.shards import Policy
+
+    options = Options(
         samples_per_shard=arguments.samples_per_shard,
         max_side=arguments.max_side,
         short_side=arguments.short_side,
         quality=arguments.quality,
         exact=arguments.exact,
     )
-
-
-def _policy(arguments: argparse.Namespace) -> Policy:
-    return Policy(skip_bad=arguments.skip_bad, keep_damaged=arguments.keep_damaged)
+    policy = Policy(skip_bad=arguments.skip_bad, keep_damaged=arguments.keep_damaged)
+    for split in _splits(arguments):
+        print(_summary(pack_split(split, arguments.out, options, policy)), flush=True)
+    print(f"train with: python -m resnet_dist.train data.root={arguments.out}")
+    return 0
 
 
 def _splits(arguments: argparse.Namespace) -> list[Split]:
@@ -142,7 +148,7 @@ def _summary(packed: Packed) -> str:
     else:
         line += f"; {packed.seconds:.1f} s, {packed.num_kept} shard(s) kept from an earlier call"
     for what, samples in (
-        ("encoded anew", manifest.reencoded),
+        ("re-encoded", manifest.reencoded),
         ("damaged inside but kept", manifest.damaged),
         ("left out", manifest.skipped),
     ):

@@ -1,6 +1,6 @@
 """One image: is it whole, and what of it is stored?
 
-Owns what counts as damage, and which images are encoded anew. Reads and writes no file.
+Owns what counts as damage, and which images are re-encoded. Reads and writes no file.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Options:
     short_side: int | None = None
     """Shorter side after shrinking, pixels."""
     quality: int = 95
-    """JPEG quality of what is encoded anew."""
+    """JPEG quality of what is re-encoded."""
     exact: bool = False
     """Store also the odd ones (CMYK, PNG under a JPEG's name) byte for byte."""
 
@@ -71,7 +71,7 @@ def check(encoded: NDArray[np.uint8], name: str, options: Options) -> Checked:
         raise BadImageError("the file is empty" if not len(encoded) else "not a JPEG or PNG image")
     _check_size(encoded)
     pixels, complaint = _decode(encoded)
-    if _UNKNOWN_JFIF in complaint:  # harmless, but only the first complaint is ever said
+    if _UNKNOWN_JFIF in complaint:  # harmless, but only the first complaint is printed
         _, complaint = _decode(_with_known_jfif(encoded))
     height, width = pixels.shape[1:]
     size = _shrunk(height, width, options)

@@ -6,7 +6,6 @@ moment at which the split exists. See `resnet_dist.data.index.packed` for the la
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -36,10 +35,11 @@ from resnet_dist.prepare.progress import Progress
 from resnet_dist.prepare.shards import Item, Policy, Record, Task
 from resnet_dist.prepare.sources import Sample, Split
 from resnet_dist.system import workers
+from resnet_dist.system.files import locked
 
 _SHUFFLE_SEED = 0  # shards do not depend on any run's seed
 _BYTES_BESIDE = 3 * 512 + 256
-"""Of each image: two tar headers, the label, half of the padding."""
+"""Bytes beside each image: two tar headers, the label, half of the padding."""
 _MOST_NAMED = 10
 _counts: Any = None
 """In a worker: images and bytes done, shared by all."""
@@ -131,14 +131,13 @@ def pack_split(split: Split, out: Path, options: Options, policy: Policy) -> Pac
 
 @contextmanager
 def _locked(work: Path) -> Iterator[None]:
-    with (work / "lock").open("w") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"--out ({work.parent}): another process is preparing it; wait for it to end"
-            ) from None
-        yield
+    try:
+        with locked(work / "lock", wait=False):
+            yield
+    except BlockingIOError:
+        raise UserError(
+            f"--out ({work.parent}): another process is preparing it; wait for it to end"
+        ) from None
 
 
 def _clear(folder: Path, names: set[str]) -> None:
@@ -197,7 +196,7 @@ def _run(name: str, tasks: list[Task]) -> list[Record]:
                 progress.reach(*counts[:])
                 for future in done:
                     future.result()
-        except BaseException:  # a full disk, Ctrl-C: do not go on with the other shards
+        except BaseException:  # a full disk, Ctrl-C: do not continue with the other shards
             pool.shutdown(wait=False, cancel_futures=True)
             raise
         return [future.result() for future in futures]
@@ -206,7 +205,7 @@ def _run(name: str, tasks: list[Task]) -> list[Record]:
 def _start_worker(parent_pid: int, counts: Any) -> None:
     global _counts
     workers.isolate(parent_pid)
-    torch.set_num_threads(1)  # one image a process
+    torch.set_num_threads(1)  # one image per process
     _counts = counts
 
 

@@ -1,4 +1,4 @@
-"""How far the work is: a bar on a terminal, a line now and then otherwise."""
+"""How far the work is: a bar on a terminal, a line every ten seconds otherwise."""
 
 from __future__ import annotations
 

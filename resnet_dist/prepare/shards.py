@@ -60,7 +60,7 @@ class Task:
     """A shard to be made."""
 
     folder: Path
-    """Of the split."""
+    """The folder of the split."""
     name: str
     items: list[Item]
     options: Options
@@ -81,7 +81,7 @@ class Task:
 
 @dataclass
 class Record:
-    """What is known of a shard when it is made. Columns have one entry a sample, as stored."""
+    """What is known of a shard when it is made. Columns have one entry per sample, as stored."""
 
     inputs: str
     policy: dict[str, bool]

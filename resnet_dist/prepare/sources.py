@@ -66,8 +66,8 @@ def read_folder(folder: Path, split_names: Sequence[str]) -> list[Split]:
     for name in split_names:
         if not (folder / name).is_dir():
             raise UserError(
-                f"SRC ({folder}): lacks the folder {name!r}; give a folder with one folder a split "
-                f"and one folder a class in each, or name the splits with --splits"
+                f"SRC ({folder}): lacks the folder {name!r}; give a folder with one folder per "
+                f"split and one sub-folder per class in each, or name the splits with --splits"
             )
         classes = scan.list_classes(folder / name)
         with ThreadPoolExecutor(_NUM_LISTING) as pool:
@@ -105,7 +105,7 @@ def _list_class(folder: Path, label: int, name: str) -> list[Sample]:
 
 
 def read_imagenet(train_tar: Path, val_tar: Path, devkit: Path, expected: Expected) -> list[Split]:
-    """ILSVRC2012's training archive (a tar of one tar a class), validation archive (a tar of
+    """ILSVRC2012's training archive (a tar of one tar per class), validation archive (a tar of
     images) and development kit (their labels), read where they are.
 
     Raises UserError if one is damaged, holds something else, or has other counts than expected.

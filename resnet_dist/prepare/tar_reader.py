@@ -1,7 +1,8 @@
 """Where the members of a tar archive lie, without unpacking it.
 
-Owns the reading of headers, also of a tar inside a tar, and what is refused: archives that are cut
-off, and members that are no plain files below the archive's own root. Writes nothing.
+Owns what is refused: archives that are cut off or damaged, and members that are no plain files
+below the archive's own root. `tarfile` parses the headers, also of a tar inside a tar. Writes
+nothing.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, cast
 
 from resnet_dist.errors import UserError
 
-BLOCK = 512
 _PLAIN = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
-_MOST_EXTENSION_BYTES = 1 << 20  # a long name is some hundred bytes; more is an attack on memory
+_MOST_HEADER_BYTES = 1 << 20  # a long name is some hundred bytes; more is an attack on memory
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Member:
 
     name: str
     offset: int
-    """Of its first byte in the region, bytes."""
+    """Offset of its first byte in the region, bytes."""
     length: int
 
 
@@ -76,83 +77,67 @@ def list_members(region: Region) -> Iterator[Member]:
     Folders are passed over. Raises UserError for an archive that is cut off or damaged, and for
     members that are links or devices or whose names lead elsewhere.
     """
-    at = 0
-    long_name: str | None = None
-    size: int | None = None
-    while True:
-        block = region.read(at, BLOCK)
-        if len(block) < BLOCK:
+    headers = _Headers(region)
+    for info in _parse(headers):
+        if info.size < 0:  # tarfile would go backwards and never end
+            raise _damaged(region, info.offset)
+        if info.offset_data + info.size > region.length:
             raise _cut_off(region)
-        if not any(block):
-            return  # the end mark
-        info = _parse(region, block, at)
-        length = info.size if size is None else size
-        at += BLOCK
-        if at + length > region.length:
-            raise _cut_off(region)
-        if info.type in (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK):
-            payload = _read_extension(region, at, length)
-            if info.type == tarfile.GNUTYPE_LONGNAME:
-                long_name = payload.rstrip(b"\0").decode(errors="surrogateescape")
-        elif info.type in (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE):
-            records = _parse_pax(region, _read_extension(region, at, length))
-            long_name = records.get("path", long_name)
-            size = int(records["size"]) if "size" in records else None
-        elif info.type != tarfile.XGLTYPE:
-            name = info.name if long_name is None else long_name
-            long_name = size = None
-            _check_name(region, name)
-            if info.type in _PLAIN:
-                yield Member(name.removeprefix("./"), at, length)
-            elif info.type != tarfile.DIRTYPE:
-                raise UserError(
-                    f"{region.name}: the member {name!r} is a link, a device or of an unknown "
-                    f"kind; only plain files are taken, so this is not the archive that is wanted"
-                )
-        at += -(-length // BLOCK) * BLOCK
+        _check_name(region, info.name)
+        if info.issparse() or any(key.startswith("GNU.sparse") for key in info.pax_headers):
+            raise UserError(f"{region.name}: holds sparse files, which are not taken")
+        if info.type in _PLAIN:
+            yield Member(info.name.removeprefix("./"), info.offset_data, info.size)
+        elif info.type != tarfile.DIRTYPE:
+            raise UserError(
+                f"{region.name}: the member {info.name!r} is a link, a device or of an unknown "
+                f"kind; only plain files are taken, so this is not the archive that is wanted"
+            )
 
 
-def _parse(region: Region, block: bytes, at: int) -> tarfile.TarInfo:
+class _Headers:
+    """The file that `tarfile` reads headers from. Refuses to read more than a header can have."""
+
+    def __init__(self, region: Region) -> None:
+        self.region = region
+        self.last_read = 0
+        """Offset of the last read, bytes."""
+        self._at = 0
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int) -> None:
+        self._at = offset
+
+    def read(self, length: int) -> bytes:
+        if not 0 <= length <= _MOST_HEADER_BYTES:
+            raise UserError(
+                f"{self.region.name}: a name of {length} bytes at byte {self._at}; it is refused"
+            )
+        self.last_read = self._at
+        content = self.region.read(self._at, length)
+        self._at += len(content)
+        return content
+
+
+def _parse(headers: _Headers) -> Iterator[tarfile.TarInfo]:
+    """The members up to the end mark, a block of zeros, where `tarfile` also stops at a header that
+    it cannot read or does not find."""
+    region = headers.region
     try:
-        return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-    except tarfile.HeaderError as error:
-        raise UserError(
-            f"{region.name}: no tar header at byte {at} ({error}): the archive is damaged or no "
-            f"(uncompressed) tar; compare its checksum with the publisher's and fetch it again"
-        ) from None
-
-
-def _read_extension(region: Region, at: int, length: int) -> bytes:
-    if length > _MOST_EXTENSION_BYTES:
-        raise UserError(f"{region.name}: a name of {length} bytes at byte {at}; it is refused")
-    payload = region.read(at, length)
-    if len(payload) < length:
-        raise _cut_off(region)
-    return payload
-
-
-def _parse_pax(region: Region, payload: bytes) -> dict[str, str]:
-    """Records `LENGTH KEY=VALUE\\n` (POSIX.1-2001, pax extended header)."""
-    records: dict[str, str] = {}
-    at = 0
-    try:
-        while at < len(payload) and payload[at]:
-            space = payload.index(b" ", at)
-            end = at + int(payload[at:space])
-            key, separator, value = payload[space + 1 : end - 1].partition(b"=")
-            if end <= space or not separator:
-                raise ValueError
-            records[key.decode()] = value.decode(errors="surrogateescape")
-            at = end
-        if "size" in records and int(records["size"]) < 0:
-            raise ValueError
-    except ValueError:
-        raise UserError(
-            f"{region.name}: a damaged extended header; fetch the archive again"
-        ) from None
-    if any(key.startswith("GNU.sparse") for key in records):
-        raise UserError(f"{region.name}: holds sparse files, which are not taken; pack it anew")
-    return records
+        archive = tarfile.TarFile(
+            fileobj=cast(IO[bytes], headers), encoding="utf-8", errors="surrogateescape"
+        )
+        while (info := archive.next()) is not None:
+            yield info
+    except UserError:
+        raise
+    except (tarfile.TarError, ValueError, LookupError, ArithmeticError, RecursionError):
+        raise _unreadable(region, headers.last_read) from None
+    mark = region.read(archive.offset, tarfile.BLOCKSIZE)
+    if len(mark) < tarfile.BLOCKSIZE or any(mark):
+        raise _unreadable(region, archive.offset)
 
 
 def _check_name(region: Region, name: str) -> None:
@@ -162,6 +147,18 @@ def _check_name(region: Region, name: str) -> None:
             f"{region.name}: the member {name!r} leads out of the archive's own folder; "
             f"nothing was written; do not trust this archive"
         )
+
+
+def _unreadable(region: Region, at: int) -> UserError:
+    is_short = at + tarfile.BLOCKSIZE > region.length
+    return _cut_off(region) if is_short else _damaged(region, at)
+
+
+def _damaged(region: Region, at: int) -> UserError:
+    return UserError(
+        f"{region.name}: no tar header at byte {at}: the archive is damaged or no (uncompressed) "
+        f"tar; compare its checksum with the publisher's and fetch it again"
+    )
 
 
 def _cut_off(region: Region) -> UserError:

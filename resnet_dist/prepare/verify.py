@@ -47,7 +47,7 @@ def find_splits(folder: Path) -> list[Path]:
 
 
 def verify_split(folder: Path) -> list[str]:
-    """What is wrong with it, a sentence each; none if all is well.
+    """What is wrong with it, one sentence each; none if all is well.
 
     Raises UserError where dataset.json or a column cannot even be read.
     """

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from resnet_dist.selftest.__main__ import Fault, Result, Started, Suite, Torchrun, main, plan_faults
+from resnet_dist.selftest.__main__ import main
+from resnet_dist.selftest.faults import Fault, plan_faults
+from resnet_dist.selftest.starts import Started, Torchrun
+from resnet_dist.selftest.suite import Result, Suite
 from resnet_dist.system.failpoints import KILL_NAMES
 from tests.launch import Ranks
 
@@ -22,9 +25,9 @@ def run_suite(folder: Path, faults: list[Fault], *, epochs: int, real_torchrun: 
             return Torchrun(2, arguments, environment, log)
         return Ranks(2, arguments, environment, log).end_others_at_once()
 
-    suite = Suite(folder, launch, nproc=2, epochs=epochs, overrides=["data.loader=torch"])
-    suite.draw_images()
-    suite.run_undisturbed()
+    suite = Suite(folder, launch, epochs=epochs, overrides=["data.loader=torch"])
+    suite.write_images()
+    suite.run_uninterrupted()
     hit = []
     for outcome in suite.run_killed(faults):
         if isinstance(outcome, Result):
@@ -74,9 +77,9 @@ def test_the_suite_finds_a_run_that_differs(tmp_path: Path) -> None:
         seed = ["seed=1"] if is_killed_run else []
         return Ranks(1, [*arguments, *seed], environment, log)
 
-    suite = Suite(tmp_path, launch, nproc=1, epochs=1, overrides=[])
-    suite.draw_images()
-    suite.run_undisturbed()
+    suite = Suite(tmp_path, launch, epochs=1, overrides=[])
+    suite.write_images()
+    suite.run_uninterrupted()
     outcomes = list(suite.run_killed([Fault("checkpoint.after_commit", "rank 0")]))
     assert isinstance(outcomes[0], Result)
     assert any("tensors differ" in text for text in outcomes[1])  # type: ignore[union-attr]

@@ -26,20 +26,6 @@ FORBIDDEN = {
 }
 """Pattern of words that only their author uses, and what to write."""
 
-TO_DO = {
-    "resnet_dist/bench/step.py",
-    "resnet_dist/inspect/__main__.py",
-    "resnet_dist/prepare/__main__.py",
-    "resnet_dist/prepare/check.py",
-    "resnet_dist/prepare/pack.py",
-    "resnet_dist/prepare/shards.py",
-    "resnet_dist/prepare/sources.py",
-    "resnet_dist/prepare/tar_reader.py",
-    "resnet_dist/report/__main__.py",
-    "resnet_dist/selftest/__main__.py",
-}
-"""Files whose words still have to be changed; no new one may be added."""
-
 
 def docstrings(tree: ast.AST) -> list[str]:
     """Every text that stands alone as a statement: of modules, classes, functions and fields."""
@@ -66,8 +52,7 @@ def problems(source: str) -> list[str]:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_words_are_plain(path: Path) -> None:
-    if str(path.relative_to(ROOT)) not in TO_DO:
-        assert problems(path.read_text()) == []
+    assert problems(path.read_text()) == []
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from PIL import Image
 from resnet_dist.data.micro_batches import BatchSplit
 from resnet_dist.data.order import SampleOrder
 from resnet_dist.data.replay import Counts, Start, replay_epoch, replay_evaluation
-from resnet_dist.inspect import __main__ as inspect
+from resnet_dist.inspect.__main__ import main as inspect
 from resnet_dist.prepare.__main__ import main as prepare
 from tests.loading import change, train_spec
 from tests.unit.data.test_order import make_table
@@ -123,7 +123,7 @@ def look(
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments: str) -> tuple[int, str]:
-        code = inspect.main(arguments)
+        code = inspect(arguments)
         said = capsys.readouterr()
         return code, said.err if code == 2 else said.out
 
@@ -135,7 +135,7 @@ def test_inspect_a_folder_and_its_shards(image_root: Path, tmp_path: Path, look:
     code, of_folder = look(str(image_root), "data.train_size=40")
     assert code == 0
     assert "27 images of 3 classes in files" in of_folder
-    assert "images a class: 9 to 9, median 9" in of_folder
+    assert "images per class: 9 to 9, median 9" in of_folder
     assert "shorter side, pixels: 33 to 90" in of_folder
     assert "global batch 27, ranks: 8 from step 0" in of_folder
     assert "training, epoch 0: 27 samples once, 0 more than once, 0 not" in of_folder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
 from collections.abc import Callable
@@ -11,148 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from resnet_dist.config import DataConfig
-from resnet_dist.data.index.index import Index, open_index
 from resnet_dist.data.index.packed import read_manifest
 from resnet_dist.data.read.store import open_store
 from resnet_dist.prepare import pack
-from resnet_dist.prepare.__main__ import main
-from resnet_dist.prepare.check import BadImageError, Checked, Options, check
 from resnet_dist.prepare.tar_reader import bytes_region, list_members
-from tests.archives import tar_bytes
+from tests.unit.prepare.packing import Prepare, open_split
 
-Prepare = Callable[..., tuple[int, str]]
 WriteImage = Callable[..., None]
-
-
-@pytest.fixture
-def prepare(capfd: pytest.CaptureFixture[str]) -> Prepare:
-    """Calls the entry point: (exit code, what it said)."""
-
-    def call(*arguments: str) -> tuple[int, str]:
-        code = main(arguments)
-        said = capfd.readouterr()
-        return code, said.err if code else said.out
-
-    return call
-
-
-@pytest.fixture
-def root(tmp_path: Path, image_root: Path) -> Path:
-    """A copy of the images that a test may change."""
-    return Path(shutil.copytree(image_root, tmp_path / "data"))
-
-
-def open_split(root: Path, split: str = "train") -> Index:
-    data = DataConfig(root=str(root), cache_dir=str(root.parent / "cache"))
-    return open_index(data, split, build=True, show_progress=False)
-
-
-def jpeg(height: int = 64, width: int = 96, *, mode: str = "RGB", seed: int = 0) -> bytes:
-    """A JPEG with detail everywhere."""
-    noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    out = io.BytesIO()
-    Image.fromarray(noise).convert(mode).save(out, "JPEG", quality=90)
-    return out.getvalue()
-
-
-def examine(content: bytes, name: str = "x.jpg", **options: object) -> Checked:
-    return check(np.frombuffer(bytearray(content), np.uint8), name, Options(**options))
-
-
-def test_a_whole_image_is_stored_as_it_is() -> None:
-    content = jpeg()
-    for name in ("x.jpg", "x.JPEG", "x.png"):  # a JPEG is one, whatever it is called
-        checked = examine(content, name)
-        assert checked == Checked(content, 64, 96, "jpg", False, None)
-    assert examine(content + b"trailing bytes").complaint is None
-
-
-def test_damage_is_found() -> None:
-    content = jpeg()
-    for part in (content[:-2], content[: len(content) // 2], content[:200]):
-        with pytest.raises(BadImageError):
-            examine(part)
-    for other, reason in ((b"", "empty"), (b"GIF89a" * 9, "not a JPEG"), (b"\xff\xd8xx", "header")):
-        with pytest.raises(BadImageError, match=reason):
-            examine(other)
-    # Cut off in the middle and closed with an end mark: decodes to its full size, half of it grey.
-    closed = examine(content[: len(content) // 2] + b"\xff\xd9")
-    assert (closed.height, closed.width) == (64, 96)
-    assert closed.complaint == "Corrupt JPEG data: premature end of data segment"
-
-
-def test_damage_inside_is_found_in_most_cases() -> None:
-    """Any 20 bytes of the picture's data overwritten, all else as it was."""
-    content = jpeg(200, 200)
-    begin = content.index(b"\xff\xda") + 20
-    noticed = 0
-    for start in range(begin, len(content) - 30, (len(content) - begin) // 40):
-        spoiled = bytearray(content)
-        spoiled[start : start + 20] = bytes(20)
-        noticed += examine(bytes(spoiled)).complaint is not None
-    assert noticed >= 35
-
-
-def test_an_unknown_jfif_version_is_harmless_but_hides_nothing() -> None:
-    content = bytearray(jpeg())
-    content[content.index(b"JFIF\0") + 5] = 7
-    assert examine(bytes(content)).complaint is None
-    cut = bytes(content[: len(content) // 2]) + b"\xff\xd9"
-    assert "premature end" in str(examine(cut).complaint)
-
-
-def test_a_size_beyond_reason_is_refused_unread() -> None:
-    content = bytearray(jpeg())
-    at = content.index(b"\xff\xc0") + 5
-    content[at : at + 4] = b"\xff\xff\xff\xff"
-    with pytest.raises(BadImageError, match=r"claims 65535x65535 pixels|exceeds limit"):
-        examine(bytes(content))
-
-
-def test_odd_ones_are_encoded_anew() -> None:
-    cmyk = jpeg(40, 50, mode="CMYK")
-    checked = examine(cmyk)
-    assert checked.is_reencoded
-    with Image.open(io.BytesIO(checked.content)) as image:
-        assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (50, 40))
-    assert examine(cmyk, exact=True).content == cmyk
-    out = io.BytesIO()
-    smooth = Image.fromarray(np.add.outer(np.arange(40), np.arange(50)).astype(np.uint8))
-    smooth.convert("RGB").save(out, "PNG")
-    checked = examine(out.getvalue(), "x.JPEG")
-    assert (checked.suffix, checked.is_reencoded) == ("jpg", True)
-    with Image.open(io.BytesIO(checked.content)) as image:
-        difference = np.abs(np.asarray(image)[..., 0].astype(int) - np.asarray(smooth))
-    assert difference.max() <= 4
-    assert examine(out.getvalue(), "x.PNG").content == out.getvalue()  # lossless data stay so
-    assert examine(out.getvalue(), "x.JPEG", exact=True).suffix == "png"
-
-
-@pytest.mark.parametrize(
-    ("options", "size"),
-    [
-        ({"max_side": 48}, (32, 48)),
-        ({"short_side": 32}, (32, 48)),
-        ({"max_side": 60, "short_side": 16}, (16, 24)),
-        ({"short_side": 64}, (64, 96)),
-        ({"max_side": 500}, (64, 96)),
-    ],
-)
-def test_shrinking(options: dict[str, int], size: tuple[int, int]) -> None:
-    content = jpeg()
-    checked = examine(content, **options)
-    assert (checked.height, checked.width) == size
-    with Image.open(io.BytesIO(checked.content)) as image:
-        assert image.size == size[::-1]
-    assert checked.is_reencoded == (size != (64, 96)) == (checked.content != content)
-    if checked.is_reencoded:
-        assert len(checked.content) > len(examine(content, quality=40, **options).content)
-        gray = examine(jpeg(mode="L"), **options)
-        with Image.open(io.BytesIO(gray.content)) as image:
-            assert image.mode == "L"
 
 
 def test_a_packed_split_has_the_index_of_the_folder(root: Path, prepare: Prepare) -> None:
@@ -173,14 +38,14 @@ def test_a_packed_split_has_the_index_of_the_folder(root: Path, prepare: Prepare
     assert packed.path(0).endswith(".tar:ant/000.jpg")
 
 
-def test_what_is_encoded_anew_has_another_fingerprint(
+def test_what_is_reencoded_has_another_fingerprint(
     root: Path, prepare: Prepare, write_image: WriteImage
 ) -> None:
     write_image(root / "train/ant/cmyk.jpg", 41, 43, seed=5, mode="CMYK")
     for name, options in (("exact", ["--exact"]), ("plain", []), ("small", ["--max-side=40"])):
         code, said = prepare("folder", str(root), "--out", str(root.parent / name), *options)
         assert code == 0
-        assert ("encoded anew" in said) == (name != "exact")
+        assert ("re-encoded" in said) == (name != "exact")
     folder, exact, plain, small = (
         open_split(path) for path in (root, *(root.parent / n for n in ("exact", "plain", "small")))
     )
@@ -319,18 +184,6 @@ def test_odd_names(root: Path, prepare: Prepare) -> None:
     pairs = list(zip(folders, keys, strict=True))
     assert pairs[::2] == pairs[1::2]
     assert len(set(pairs)) == len(names) // 2 == 27 + len(odd) + 2
-
-
-@pytest.mark.parametrize("format", [0, 1, 2])  # ustar, GNU, pax
-def test_every_kind_of_tar_is_read(format: int) -> None:
-    long = "d" * 90 + "/" + "n" * 90 + ".jpg"
-    files = {"a.jpg": b"one", long: b"x" * 513, "./b.jpg": b"", "c.jpg": b"y" * 512}
-    if format == 2:
-        files["\u4e2d" * 60 + ".jpg"] = b"pax"
-    region = bytes_region(tar_bytes(files, format=format), "x")
-    members = list(list_members(region))
-    found = {member.name: region.read(member.offset, member.length) for member in members}
-    assert found == {name.removeprefix("./"): content for name, content in files.items()}
 
 
 def test_a_shard_of_one_image_decodes_like_the_file(root: Path, prepare: Prepare) -> None:

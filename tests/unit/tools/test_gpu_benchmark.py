@@ -17,7 +17,7 @@ from gpu.kernel_time import Event, record, summarise  # noqa: E402
 from gpu.results import Results, tables  # noqa: E402
 from gpu.traffic import count, extrapolate  # noqa: E402
 
-from resnet_dist.bench import __main__ as bench  # noqa: E402
+from resnet_dist.bench.__main__ import main as bench  # noqa: E402
 from resnet_dist.performance.modes import MODES, modes_for  # noqa: E402
 
 KERNELS = {
@@ -104,9 +104,10 @@ def test_bytes_of_a_convolution_batch_norm_and_relu_by_hand() -> None:
 def test_a_table_in_miniature_and_a_failing_variant_that_costs_a_line(tmp_path: Path) -> None:
     out = tmp_path / "results.jsonl"
     command = [sys.executable, str(BENCHMARKS / "gpu_step.py"), "--device=cpu", f"--out={out}"]
-    command += ["--models=resnet18", "--width=16", "--batches=8", "--sizes=32", "--dtypes=bfloat16"]
-    command += ["--modes=eager,padded,graph,static_scale", "--steps=2", "--rounds=2"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    command += ["--models=resnet18", "--width=8", "--batches=2", "--sizes=32", "--dtypes=bfloat16"]
+    command += ["--modes=eager,padded,graph,static_scale", "--steps=1", "--rounds=2"]
+    command += ["--check-steps=12", "--budget-s=1e6", "--variant-s=1e6"]  # no clock decides
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     table = done.stdout.partition("| variant |")[2]
     rows = {line.split("|")[1].strip(): line for line in table.splitlines() if "| " in line}
@@ -116,7 +117,7 @@ def test_a_table_in_miniature_and_a_failing_variant_that_costs_a_line(tmp_path: 
     assert "error: " in rows["graph"]  # there is no GPU to capture anything
     assert "static_scale" not in rows  # for float16 only
     # Nothing is left to do, and the same table is printed again.
-    again = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
     assert again.stdout.partition("| variant |")[2] == table
 
 
@@ -156,10 +157,10 @@ def test_bench_compares_modes_and_names_the_fastest(
 ) -> None:
     some = [mode for mode in MODES if mode.name in ("eager", "padded", "graph")]
     monkeypatch.setattr("resnet_dist.performance.modes.MODES", some)
-    monkeypatch.setattr("resnet_dist.bench.step.SECONDS", 0.02)
+    monkeypatch.setattr("resnet_dist.bench.compare.SECONDS", 0.02)
     settings = f"performance.num_threads={torch.get_num_threads()} train.precision=bfloat16 "
     settings += "dist.device=cpu model.width=16 data.train_size=32 train.global_batch_size=4"
-    assert bench.main(["--modes", *settings.split()]) == 0
+    assert bench(["--modes", *settings.split()]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:4]] == ["eager", "graph", "padded"]
     assert "not possible" in lines[2]

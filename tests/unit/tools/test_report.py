@@ -11,11 +11,13 @@ import pytest
 from PIL import Image
 
 from resnet_dist.metrics.jsonl import JsonlRecorder, Record
-from resnet_dist.report import __main__ as report
+from resnet_dist.report.__main__ import main
+from resnet_dist.report.curves import write_curves
+from resnet_dist.report.table import epoch_table, final_lines
 
 
 def run_records(epochs: int = 3, *, ema: bool = False) -> list[Record]:
-    """A run of 10 steps an epoch, recorded every 4 steps and at the end of epochs."""
+    """A run of 10 steps per epoch, recorded every 4 steps and at the end of epochs."""
     records: list[Record] = []
     for step in range(1, 10 * epochs + 1):
         epoch = step / 10
@@ -31,8 +33,8 @@ def run_records(epochs: int = 3, *, ema: bool = False) -> list[Record]:
     return records
 
 
-def test_the_table_has_a_row_an_epoch_with_means_over_steps() -> None:
-    lines = report.epoch_table(run_records()).splitlines()
+def test_the_table_has_one_row_per_epoch_with_means_over_steps() -> None:
+    lines = epoch_table(run_records()).splitlines()
     assert re.split(r"\s{2,}", lines[0].strip()) == [
         "epoch",
         "steps",
@@ -52,37 +54,37 @@ def test_the_table_has_a_row_an_epoch_with_means_over_steps() -> None:
     assert len({len(line) for line in lines}) == 1
 
 
-def test_the_table_of_a_run_that_goes_on_and_of_one_that_began_in_the_middle() -> None:
+def test_the_table_of_a_run_that_still_trains_and_of_one_that_began_in_the_middle() -> None:
     records = run_records()
-    row = report.epoch_table(records[:-2]).splitlines()[-1].split()
+    row = epoch_table(records[:-2]).splitlines()[-1].split()
     assert row[:2] == ["2.8", "28"]
     assert row.count("-") == 3  # not evaluated yet
     started = [record for record in records if record["step"] > 20]
-    (row,) = [line.split() for line in report.epoch_table(started).splitlines()[2:]]
-    assert row == report.epoch_table(records).splitlines()[-1].split()
+    (row,) = [line.split() for line in epoch_table(started).splitlines()[2:]]
+    assert row == epoch_table(records).splitlines()[-1].split()
 
 
 def test_a_diverged_run_shows_it() -> None:
     records = run_records(1)
     records[0]["train/loss"] = math.nan
-    assert "nan" in report.epoch_table(records)
+    assert "nan" in epoch_table(records)
 
 
 def test_final_and_best() -> None:
-    assert report.final_lines(run_records()) == [
+    assert final_lines(run_records()) == [
         "final validation top-1: 80.00% (step 30, epoch 3)",
         "best validation top-1: 90.00% (step 20, epoch 2)",
     ]
     assert "best moving average's validation top-1: 91.00%" in "\n".join(
-        report.final_lines(run_records(ema=True))
+        final_lines(run_records(ema=True))
     )
-    assert "ema top1" in report.epoch_table(run_records(ema=True))
-    assert report.final_lines([]) == ["no validation yet"]
+    assert "ema top1" in epoch_table(run_records(ema=True))
+    assert final_lines([]) == ["no validation yet"]
 
 
 @pytest.mark.parametrize("records", [run_records(), run_records(60, ema=True), run_records()[:1]])
 def test_curves_are_a_picture(records: list[Record], tmp_path: Path) -> None:
-    report.write_curves(records, tmp_path / "curves.png", title="a run")
+    write_curves(records, tmp_path / "curves.png", title="a run")
     with Image.open(tmp_path / "curves.png") as picture:
         picture.load()
         assert picture.width > 2 * picture.height > 600
@@ -97,7 +99,7 @@ def test_the_command_prints_and_draws(tmp_path: Path, capsys: pytest.CaptureFixt
     recorder.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 31})[:-3])  # a line that is being written
-    assert report.main([str(tmp_path)]) == 0
+    assert main([str(tmp_path)]) == 0
     output = capsys.readouterr().out
     assert "best validation top-1: 90.00% (step 20, epoch 2)" in output
     assert f"curves: {tmp_path / 'curves.png'}" in output
@@ -107,13 +109,13 @@ def test_the_command_prints_and_draws(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_a_folder_without_metrics_is_one_sentence_and_code_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert report.main([str(tmp_path)]) == 2
+    assert main([str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert "metrics.jsonl: cannot be read (No such file or directory)" in error
     assert len(error.splitlines()) == 1
     (tmp_path / "metrics.jsonl").write_text("")
-    assert report.main([str(tmp_path)]) == 2
+    assert main([str(tmp_path)]) == 2
     assert "holds no record yet" in capsys.readouterr().err
     (tmp_path / "metrics.jsonl").write_text("hello\n")
-    assert report.main([str(tmp_path)]) == 2
+    assert main([str(tmp_path)]) == 2
     assert "line 1" in capsys.readouterr().err
