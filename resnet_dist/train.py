@@ -14,12 +14,12 @@ import os
 import sys
 from collections.abc import Sequence
 
-from resnet_dist import preview
 from resnet_dist.config import Config
 from resnet_dist.config.command_line import Arguments, parse_arguments
 from resnet_dist.config.load import Resolved, load_config
 from resnet_dist.data.micro_batches import choose_batch_split
 from resnet_dist.errors import UserError, report_error
+from resnet_dist.report import preview
 from resnet_dist.system.ranks import is_started_by_torchrun, launched_ranks
 from resnet_dist.system.signals import stop_at_once_on_signals
 from resnet_dist.system.torchrun import count_gpus, run_ranks

@@ -27,6 +27,16 @@ PRELOAD = [
 """Importing these takes seconds: the trainer, and what it imports only when it needs it."""
 
 
+TIERS = ("unit", "golden", "parity", "multiprocess", "gpu", "slurm", "faults")
+"""Folders of tests in the order in which they run: the quick ones first."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort by tier; within one the order stays."""
+    root = Path(__file__).parent
+    items.sort(key=lambda item: TIERS.index(item.path.relative_to(root).parts[0]))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def fork_server() -> None:
     """One fork server that has imported everything, for ranks, readers, and readers of ranks."""

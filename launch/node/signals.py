@@ -9,9 +9,10 @@ import os
 import signal
 import subprocess
 import time
-from pathlib import Path
 from types import FrameType
 from typing import Any
+
+import psutil
 
 from launch.node.task import SlurmTask
 from launch.records.attempt import Attempt, is_cancelled
@@ -109,17 +110,11 @@ def pass_on(agent: int, number: int) -> None:
 
 
 def children(parent: int) -> list[int]:
-    """Ids of the processes that `parent` started."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            # The name, in parentheses, may hold anything.
-            fields = path.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[1]) == parent:
-            found.append(int(path.parent.name))
-    return found
+    """Ids of the processes that `parent` started; none if it has ended."""
+    try:
+        return [child.pid for child in psutil.Process(parent).children()]
+    except psutil.NoSuchProcess:
+        return []
 
 
 def kill(agent: subprocess.Popen[Any]) -> None:

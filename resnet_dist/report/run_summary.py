@@ -13,8 +13,8 @@ from resnet_dist.data.datasets import Datasets
 from resnet_dist.data.index.index import Index
 from resnet_dist.data.loaders.memory_backend import decoded_bytes
 from resnet_dist.metrics.jsonl import read_records
-from resnet_dist.preview import derived_lines, difference_notes
 from resnet_dist.report.curves import write_curves
+from resnet_dist.report.preview import derived_lines, difference_notes
 from resnet_dist.report.table import epoch_table, final_lines
 from resnet_dist.run.folder import run_folder
 from resnet_dist.run.outcome import Outcome

@@ -17,7 +17,7 @@ LEVELS = [
     {"world"},
     {"run"},
     {"data", "models", "optim", "metrics", "checkpoint", "faults"},
-    {"loss", "preview"},
+    {"loss"},
     {"report"},
     {"state", "step"},
     {"performance", "evaluate"},

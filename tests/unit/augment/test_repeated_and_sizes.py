@@ -19,7 +19,7 @@ from resnet_dist.data.index.synthetic import SyntheticIndex
 from resnet_dist.data.micro_batches import BatchSplit
 from resnet_dist.data.order import SampleOrder
 from resnet_dist.errors import UserError
-from resnet_dist.preview import derived_lines
+from resnet_dist.report.preview import derived_lines
 from tests.loading import change, open_split, train_batches, train_spec
 
 

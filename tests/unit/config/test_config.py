@@ -220,7 +220,8 @@ def test_every_setting_is_read_somewhere() -> None:
 
 def test_config_and_preview_import_neither_torch_nor_numpy() -> None:
     code = (
-        "import sys, resnet_dist.config.load, resnet_dist.config.help.page, resnet_dist.preview\n"
+        "import sys, resnet_dist.config.load, resnet_dist.config.help.page\n"
+        "import resnet_dist.report.preview\n"
         "print([m for m in ('torch', 'numpy', 'PIL', 'torchvision') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)

@@ -50,7 +50,12 @@ def test_loaders_of_one_image_size(tmp_path: Path, write_image: Callable[..., No
     for split in ("train", "test"):
         for i in range(12):
             write_image(tmp_path / split / "ab"[i % 2] / f"{i}.jpg", 32, 32, seed=i)
-    command = [sys.executable, str(BENCHMARKS / "memory_loader.py"), "--root", str(tmp_path)]
+    command = [
+        sys.executable,
+        str(BENCHMARKS / "data" / "memory_loader.py"),
+        "--root",
+        str(tmp_path),
+    ]
     command += ["--rounds", "1", "--seconds", "0.1", "dist.device=cpu", "train.global_batch_size=4"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=BENCHMARKS.parent)
     assert result.returncode == 0, result.stderr

@@ -1,6 +1,6 @@
 """What an index of ImageNet's size costs: time until the first batch, and memory.
 
-    python benchmarks/index_scale.py [--samples 1281167] [--rounds 7] [--ranks 8] [--readers 2]
+    python benchmarks/data/index_scale.py [--samples 1281167] [--rounds 7] [--ranks 8] [--readers 2]
 
 The index is made up: a packed split (columns and dataset.json) without shards. A rank opens it and
 makes the order of the epoch; a reader of the torch loader opens it and is sent samples.

@@ -1,6 +1,6 @@
 """Images of one size: decoded every epoch (torch) or once (memory). In turn, in one process.
 
-    python benchmarks/memory_loader.py --root CIFAR10_FOLDER [--rounds 7] [--seconds 5] [key=value]
+    python benchmarks/data/memory_loader.py --root CIFAR10_FOLDER [--rounds 7] [key=value]
 
 With the settings of configs/cifar10_resnet9.yaml. Prints images/s (median, range) of both loaders
 on the device that `dist.device` gives, and the time that memory takes to be filled.

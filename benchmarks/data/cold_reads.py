@@ -1,6 +1,6 @@
 """Images per second read from a disk when nothing of them is in the page cache.
 
-    python benchmarks/cold_reads.py --images DIR [--copies 40] [--rounds 5] [--work /tmp]
+    python benchmarks/data/cold_reads.py --images DIR [--copies 40] [--rounds 5] [--work /tmp]
 
 DIR is a folder of class folders. It is copied several times over (real copies), and the copies are
 packed. Then, in turn in every round: the whole epoch's samples are read, in batches of 256, by the

@@ -13,7 +13,7 @@ import yaml
 from resnet_dist.config.command_line import Arguments
 from resnet_dist.config.load import load_config
 from resnet_dist.errors import UserError
-from resnet_dist.preview import answer, count_train_samples, difference_notes
+from resnet_dist.report.preview import answer, count_train_samples, difference_notes
 
 IMAGENET = 1_281_167
 
@@ -99,7 +99,7 @@ def test_wrong_settings_are_an_error() -> None:
 def test_neither_torch_nor_numpy_is_imported(config: str) -> None:
     code = (
         "import sys\nfrom resnet_dist.config.command_line import Arguments\n"
-        "from resnet_dist.preview import answer\n"
+        "from resnet_dist.report.preview import answer\n"
         f"assert answer(Arguments([{config!r}], [], print_config=True)) == 0\n"
         "print([m for m in ('torch', 'numpy') if m in sys.modules])"
     )
