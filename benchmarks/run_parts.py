@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from resnet_dist.build import build_components, build_state, fingerprint_of
+from resnet_dist.checkpoint.manager import CheckpointManager
 from resnet_dist.config import Config
 from resnet_dist.data.datasets import Datasets, sync_open_datasets
 from resnet_dist.data.micro_batches import choose_batch_split
@@ -35,10 +36,11 @@ def build_run(config: Config) -> BuiltRun:
     batch_split = choose_batch_split(config.train, world.size)
     state = build_state(config, datasets, world)
     folder = run_folder(config.run)
-    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    checkpoints = CheckpointManager(folder, config.checkpoint)
+    checkpoints.open()
     watchdog = sync_build_watchdog(config.faults.watchdog_s, folder, world)
     fingerprint = fingerprint_of(config, datasets, batch_split)
     use = build_components(
-        config, state, datasets, batch_split, watchdog, world=world, fingerprint=fingerprint
+        config, state, datasets, checkpoints, watchdog, world=world, fingerprint=fingerprint
     )
     return BuiltRun(world, datasets, state, use, watchdog)

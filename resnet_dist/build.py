@@ -20,7 +20,7 @@ from resnet_dist.data.datasets import Datasets
 from resnet_dist.data.index.index import Index
 from resnet_dist.data.loaders.build import build_eval_loader, build_train_loader
 from resnet_dist.data.loaders.loader import EvalLoader, TrainLoader
-from resnet_dist.data.micro_batches import BatchSplit
+from resnet_dist.data.micro_batches import BatchSplit, choose_batch_split
 from resnet_dist.data.specs import digest_of_step
 from resnet_dist.faults.guards import sync_build_guards
 from resnet_dist.faults.loss_history import LossHistory
@@ -70,19 +70,20 @@ def build_components(
     config: Config,
     state: TrainState,
     datasets: Datasets,
-    batch_split: BatchSplit,
+    checkpoints: CheckpointManager,
     watchdog: Watchdog,
     *,
     world: World,
     fingerprint: dict[str, Any],
 ) -> Components:
-    """Everything that the loop works with."""
+    """Everything that the loop works with. All ranks must call it."""
     train = config.train
+    batch_split = choose_batch_split(train, world.size)
     cadence = cadence_of(config, len(datasets.train))
     step = sync_build_step(config, state, batch_split, world=world)
     speed = config.performance.speed_on(world.device.type)
     first = first_synchronised(step.network, speed=speed)
-    recorder, saver = build_records(config, state, datasets, world)
+    recorder, saver = build_records(config, state, datasets, checkpoints, world)
     return Components(
         step=step,
         train_loader=train_loader(config, datasets, batch_split, world),
@@ -144,14 +145,17 @@ def samples_of(datasets: Datasets, batch_split: BatchSplit, rank: int, step: int
 
 
 def build_records(
-    config: Config, state: TrainState, datasets: Datasets, world: World
+    config: Config,
+    state: TrainState,
+    datasets: Datasets,
+    checkpoints: CheckpointManager,
+    world: World,
 ) -> tuple[Recorder, Saver]:
     """What writes into the run folder from `state.step` on; nothing on ranks but the main one."""
-    folder = run_folder(config.run)
     cadence = cadence_of(config, len(datasets.train))
     recorder = build_recorder(
         config.log,
-        run_dir=folder,
+        run_dir=run_folder(config.run),
         is_main=world.is_main,
         resume_step=state.step,
         num_steps=cadence.num_steps,
@@ -160,7 +164,7 @@ def build_records(
     if not world.is_main:
         return recorder, NullSaver()
     saver = BackgroundSaver(
-        CheckpointManager(folder, config.checkpoint),
+        checkpoints,
         device=world.device,
         max_failures=config.checkpoint.max_failures,
         flush_records=recorder.flush,

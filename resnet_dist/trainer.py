@@ -128,7 +128,7 @@ def run(resolved: Resolved, world: World) -> int:
             lines = run_summary.opening_lines(config, datasets, loaded, world)
             print("\n".join(lines), flush=True)
         use = build_components(
-            config, state, datasets, batch_split, watchdog, world=world, fingerprint=fingerprint
+            config, state, datasets, checkpoints, watchdog, world=world, fingerprint=fingerprint
         )
         if state.step == 0:
             use.recorder.text(0, "config", run_summary.as_markdown(resolved))
@@ -167,7 +167,7 @@ def fit_or_go_back(
     outcome = fit_and_close(state, use)
     if outcome is Outcome.DIVERGED:
         line = sync_go_back(state, checkpoints, sync_diagnosis(), world)
-        recorder, saver = build_records(config, state, datasets, world)
+        recorder, saver = build_records(config, state, datasets, checkpoints, world)
         recorder.message(line)
         outcome = fit_and_close(state, replace(use, recorder=recorder, saver=saver))
     if outcome is Outcome.DIVERGED:
