@@ -57,7 +57,7 @@ class _Layerwise(torch.optim.Optimizer):
 
     def _if_taken(self, taken: float, skipped: float, like: Tensor) -> Tensor:
         """A device scalar: the first number, or the second if the step is skipped."""
-        number = torch.full((), taken, dtype=torch.float32, device=like.device)
+        number = torch.full((), taken, dtype=like.dtype, device=like.device)
         is_skipped = self._is_skipped
         return number if is_skipped is None else torch.where(is_skipped, skipped, number)
 
@@ -144,7 +144,7 @@ class LAMB(_Layerwise):
                 self.state[parameter]["exp_avg_sq"] = torch.zeros_like(parameter)
             # Not "step": torch would leave a number of that name where the checkpoint was read.
             for parameter in group["params"][:1]:
-                self.state[parameter]["num_updates"] = torch.zeros((), device=parameter.device)
+                self.state[parameter]["num_updates"] = parameter.new_zeros(())
 
     def _update(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
         decay, (beta1, beta2) = group["weight_decay"], group["betas"]
