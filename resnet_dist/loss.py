@@ -28,12 +28,14 @@ PLAIN = LossConfig()
 def loss_sum(
     logits: Tensor, labels: Tensor, mixed: MixedLabels | None, config: LossConfig
 ) -> Tensor:
-    """The loss summed over a batch, float32 scalar, from `[n, classes]` and `[n]` int64."""
-    logits = logits.float()
+    """The loss summed over a batch, scalar, from `[n, classes]` and `[n]` int64; float32, or
+    float64 if the logits are."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if config.name == "binary_cross_entropy":
         targets = soft_targets(labels, mixed, logits.shape[1], config.label_smoothing)
         if config.bce_target_threshold is not None:
-            targets = (targets > config.bce_target_threshold).to(targets.dtype)
+            targets = targets > config.bce_target_threshold
+        targets = targets.to(logits.dtype)
         total = binary_cross_entropy_with_logits(logits, targets, reduction="sum")
         return total if config.bce_sum_classes else total / logits.shape[1]
     smoothing = config.label_smoothing

@@ -44,7 +44,7 @@ class LAMB(SkippableOptimizer):
                 self.state[parameter]["exp_avg_sq"] = torch.zeros_like(parameter)
             # Not "step": torch would leave a number of that name where the checkpoint was read.
             for parameter in group["params"][:1]:
-                self.state[parameter]["num_updates"] = torch.zeros((), device=parameter.device)
+                self.state[parameter]["num_updates"] = parameter.new_zeros(())
 
     def update(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
         decay, (beta1, beta2) = group["weight_decay"], group["betas"]

@@ -50,7 +50,7 @@ class SkippableOptimizer(torch.optim.Optimizer):
 
     def if_taken(self, taken: float, skipped: float, like: Tensor) -> Tensor:
         """A device scalar: the first number, or the second if the step is skipped."""
-        number = torch.full((), taken, dtype=torch.float32, device=like.device)
+        number = torch.full((), taken, dtype=like.dtype, device=like.device)
         is_skipped = self._is_skipped
         return number if is_skipped is None else torch.where(is_skipped, skipped, number)
 

@@ -1,8 +1,9 @@
 """A trainer made of timm's parts: model, optimizer, scheduler, mixup, loss, moving average.
 
-As published it differs from ours on purpose in three places: the rate changes once an epoch, its
-cosine counts from the start of the run (not from the end of the warm-up), and the moving average
-takes every step. `as_published=False` chooses timm's own settings for what we do.
+As published it differs from ours on purpose in four places: the rate changes once an epoch, its
+cosine counts from the start of the run (not from the end of the warm-up), the moving average takes
+every step, and LAMB clips without torch's 1e-6 beside the norm. `as_published=False` chooses
+timm's own settings for what we do (clipping: torch's).
 """
 
 from __future__ import annotations
@@ -22,7 +23,14 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from resnet_dist.config import Config
-from tests.parity.recipes import NUM_CLASSES, STEPS_PER_EPOCH, Case, Mixing, RawBatch, State
+from tests.parity.recipes import (
+    NUM_CLASSES,
+    STEPS_PER_EPOCH,
+    Mixing,
+    RawBatch,
+    State,
+    initial_state,
+)
 
 
 class GivenMixup(Mixup):
@@ -56,13 +64,15 @@ class GivenMixup(Mixup):
         return images[back], targets[back]
 
 
-def train_timm(case: Case, *, as_published: bool) -> tuple[State, State | None]:
-    """The weights after all batches, and their moving average."""
-    config = case.config
+def train_timm(
+    config: Config, batches: list[RawBatch], *, as_published: bool
+) -> tuple[State, State | None]:
+    """The weights after all batches, and their moving average, in torch's default dtype."""
     model = timm.create_model("resnet50", pretrained=False, num_classes=NUM_CLASSES)
-    model.load_state_dict(case.initial)
+    model.load_state_dict(initial_state(config))
+    dtype = torch.get_default_dtype()
     model = model.to(memory_format=torch.channels_last)
-    optimizer = _optimizer(config, model)
+    optimizer = _optimizer(config, model, as_published=as_published)
     scheduler = _scheduler(config, optimizer, as_published=as_published)
     average, decay, every = None, config.train.ema_decay, config.train.ema_every_steps
     if decay is not None:
@@ -70,12 +80,14 @@ def train_timm(case: Case, *, as_published: bool) -> tuple[State, State | None]:
     smoothing = config.loss.label_smoothing
     mixup = GivenMixup(mode="pair", label_smoothing=smoothing, num_classes=NUM_CLASSES)
     loss_of = _loss(config)
-    for number, batch in enumerate(case.batches, start=1):
+    for number, batch in enumerate(batches, start=1):
         images, targets = (batch.images, batch.labels)
         if batch.mixing is not None:
             images, targets = mixup.mix(batch)
         optimizer.zero_grad()
-        loss_of(model(images), targets).backward()
+        loss_of(model(images.to(dtype)), targets).backward()
+        if config.train.clip_grad_norm is not None and not as_published:
+            nn.utils.clip_grad_norm_(model.parameters(), config.train.clip_grad_norm)
         optimizer.step()
         if average is not None and as_published:
             average.update(model, step=number)
@@ -87,11 +99,12 @@ def train_timm(case: Case, *, as_published: bool) -> tuple[State, State | None]:
     return model.state_dict(), None if average is None else average.module.state_dict()
 
 
-def _optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
+def _optimizer(config: Config, model: nn.Module, *, as_published: bool) -> torch.optim.Optimizer:
     optim = config.optim
     own: dict[str, Any] = {}
-    if optim.name == "lamb":  # clips the gradient's norm at 1 itself
-        own = {"betas": optim.betas, "eps": optim.eps, "max_grad_norm": config.train.clip_grad_norm}
+    if optim.name == "lamb":  # clips the gradient's norm itself
+        limit = config.train.clip_grad_norm if as_published else None
+        own = {"betas": optim.betas, "eps": optim.eps, "max_grad_norm": limit}
     return create_optimizer_v2(
         model,
         opt={"sgd": "momentum", "lamb": "lamb"}[optim.name],  # timm's "sgd" is Nesterov's

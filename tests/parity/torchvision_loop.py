@@ -24,7 +24,7 @@ from torch.optim.swa_utils import AveragedModel
 from torchvision.transforms.v2 import CutMix, MixUp
 
 from resnet_dist.config import Config
-from tests.parity.recipes import NUM_CLASSES, STEPS_PER_EPOCH, Case, RawBatch, State
+from tests.parity.recipes import NUM_CLASSES, STEPS_PER_EPOCH, RawBatch, State, initial_state
 
 
 class GivenMixUp(MixUp):
@@ -70,23 +70,25 @@ def mix(batch: RawBatch) -> tuple[Tensor, Tensor]:
     return torch.cat(images), torch.cat(targets)
 
 
-def train_torchvision(case: Case, *, as_published: bool) -> tuple[State, State | None]:
-    """The weights after all batches, and their moving average."""
-    config = case.config
+def train_torchvision(
+    config: Config, batches: list[RawBatch], *, as_published: bool
+) -> tuple[State, State | None]:
+    """The weights after all batches, and their moving average, in torch's default dtype."""
     model = torchvision.models.resnet50(weights=None, num_classes=NUM_CLASSES)
-    model.load_state_dict(case.initial)
+    model.load_state_dict(initial_state(config))
+    dtype = torch.get_default_dtype()
     model = model.to(memory_format=torch.channels_last)
     optimizer = _optimizer(config, model, as_published=as_published)
     unit = 1 if as_published else STEPS_PER_EPOCH
     scheduler = _scheduler(config, optimizer, unit)
     average = _average(config, model)
     criterion = nn.CrossEntropyLoss(label_smoothing=config.loss.label_smoothing)
-    for step, batch in enumerate(case.batches):
+    for step, batch in enumerate(batches):
         images, targets = batch.images, one_hot(batch.labels, NUM_CLASSES).float()
         if batch.mixing is not None:
             images, targets = mix(batch)
         optimizer.zero_grad()
-        criterion(model(images), targets).backward()
+        criterion(model(images.to(dtype)), targets.to(dtype)).backward()
         optimizer.step()
         if average is not None:
             _update_average(average, model, step, config, as_published=as_published)
