@@ -12,7 +12,9 @@ def describe(resolved: Resolved) -> str:
     docs, sections = setting_docs(), section_docs()
     lines: list[tuple[str, str]] = []
     section = ""
-    origin_width = max(len(source) for source in resolved.sources.values() if len(source) < 24)
+    origin_width = max(
+        (len(source) for source in resolved.sources.values() if len(source) < 24), default=0
+    )
     for key, value in to_flat(resolved.config).items():
         head, dot, leaf = key.partition(".")
         if dot and head != section:
@@ -20,6 +22,6 @@ def describe(resolved: Resolved) -> str:
             section = head
         note = f"{resolved.sources[key]:<{origin_width}}  {first_sentence(docs[key])}"
         lines.append((f"{'  ' + leaf if dot else key}: {value_in_yaml(value)}", note))
-    width = max(len(text) for text, _ in lines if len(text) < 60) + 1
+    width = max((len(text) for text, _ in lines if len(text) < 60), default=0) + 1
     # The blank before # is YAML's: without it the note would be part of a long value.
     return "\n".join(f"{text:<{width}} # {note}" for text, note in lines)

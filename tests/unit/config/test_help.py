@@ -11,6 +11,7 @@ from resnet_dist.config.command_line import parse_arguments
 from resnet_dist.config.help.aliases import KEYS, TELLS, VALUES, answer_to, key_of
 from resnet_dist.config.help.answers import explain, overview, type_in_words
 from resnet_dist.config.help.docstrings import first_sentence, section_docs, setting_docs
+from resnet_dist.config.help.listing import describe
 from resnet_dist.config.help.page import page
 from resnet_dist.config.load import load_config
 from resnet_dist.errors import UserError
@@ -137,3 +138,15 @@ def test_types_in_words() -> None:
 def test_the_page_is_current() -> None:
     written = (ROOT / "docs" / "configuration.md").read_text()
     assert written == page(), "run `make docs`"
+
+
+def test_a_config_whose_values_all_come_from_a_long_path_reads_back(tmp_path: Path) -> None:
+    """As a submitted run that is resumed: every value's origin is its config.yaml."""
+    before = load_config(["resnet50"], ["run.name=a"])
+    path = tmp_path / "a_folder_with_a_name_of_some_length" / "config.yaml"
+    path.parent.mkdir()
+    path.write_text(describe(before))
+    again = load_config([str(path)])
+    assert again.config == before.config
+    path.write_text(describe(again))
+    assert load_config([str(path)]).config == before.config
