@@ -13,14 +13,17 @@ from collections.abc import Sequence
 from resnet_dist import __version__
 
 VERBS = {
-    "train": ("resnet_dist.train", "train a network on this machine"),
-    "prepare": ("resnet_dist.prepare.__main__", "pack a data set into tar shards, once"),
-    "inspect": ("resnet_dist.inspect.__main__", "show a data set, and the order it is used in"),
-    "report": ("resnet_dist.report.__main__", "the table of epochs and the curves of a run"),
-    "bench": ("resnet_dist.bench.__main__", "what limits the speed here: loader or step"),
-    "selftest": ("resnet_dist.selftest.__main__", "is a resumed run the run, on this disk"),
+    "train": ("resnet_dist.train:start_and_train", "train a network on this machine"),
+    "prepare": ("resnet_dist.prepare.__main__:main", "pack a data set into tar shards, once"),
+    "inspect": (
+        "resnet_dist.inspect.__main__:main",
+        "show a data set and the order it is used in",
+    ),
+    "report": ("resnet_dist.report.__main__:main", "the table of epochs and the curves of a run"),
+    "bench": ("resnet_dist.bench.__main__:main", "what limits the speed here: loader or step"),
+    "selftest": ("resnet_dist.selftest.__main__:main", "is a resumed run the run, on this disk"),
 }
-"""The module of each verb, whose `main` takes the rest of the command line, and a line about it."""
+"""The function of each verb, which takes the rest of the command line, and a line about it."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,11 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"did you mean {near[0]}? " if near else ""
         print(f"error: {verb}: no such verb; {hint}choose {', '.join(VERBS)}", file=sys.stderr)
         return 2
-    if verb == "train":
-        from resnet_dist.train import start_and_train
-
-        return start_and_train(rest)
-    code = importlib.import_module(VERBS[verb][0]).main(rest)
+    module, _, function = VERBS[verb][0].partition(":")
+    code = getattr(importlib.import_module(module), function)(rest)
     assert isinstance(code, int)
     return code
 
