@@ -17,7 +17,7 @@ from tests.launch import train
 
 PRELOAD = [
     "pytest",
-    "resnet_dist.train",
+    "resnet_dist.trainer",
     "resnet_dist.metrics.tensorboard",
     "torch.fx.experimental.symbolic_shapes",
     "matplotlib.backends.backend_agg",
