@@ -11,6 +11,7 @@ the file system, the clock, and the host name.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import subprocess
@@ -77,10 +78,13 @@ class Host:
         return [int(pid) for pid in ip("netns", "pids", self.namespace).split()]
 
 
+_NUMBERS = itertools.count()
+
+
 @contextmanager
 def network(count: int) -> Iterator[list[Host]]:
     """`count` hosts, 10.77.0.1 and so on. Kills what still runs on them in the end."""
-    name = f"resnet{os.getpid()}"
+    name = f"resnet{os.getpid()}_{next(_NUMBERS)}"  # the tests' Slurm has a network of its own
     switch = f"{name}_switch"
     with ExitStack() as stack:
         stack.enter_context(_namespace(switch))
