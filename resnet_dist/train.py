@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from resnet_dist.config import Config
 from resnet_dist.config.command_line import Arguments, parse_arguments
@@ -32,24 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     (an error message on stderr each); 75 (or RESNET_DIST_STOPPED_EXIT_CODE): stopped by a signal,
     to be continued.
     """
-    is_main = os.environ.get("RANK", "0") == "0"
-    stop_at_once_on_signals()
-    try:
-        arguments = parse_arguments(argv, prog="resnet_dist.train", description="Train a ResNet.")
-        answered = preview.answer(arguments)  # --print-config
-        if answered is not None:
-            return answered
-        resolved = load_config(arguments.files, arguments.overrides)
-        world_size = launched_ranks().size
-        if arguments.nproc not in (None, world_size):
-            raise UserError(
-                f"--nproc ({arguments.nproc}): `python -m resnet_dist.train` starts no processes; "
-                f"use `resnet-dist train --nproc {arguments.nproc}`, or torchrun"
-            )
-        choose_batch_split(resolved.config.train, world_size)
-    except UserError as error:  # the same on every rank, so one speaks
-        return report_error(error, speaks=is_main)
-    return _train(resolved)
+    return _start(argv, _as_one_rank, prog="resnet_dist.train")
 
 
 def start_and_train(argv: Sequence[str]) -> int:
@@ -59,20 +43,45 @@ def start_and_train(argv: Sequence[str]) -> int:
     """
     if is_started_by_torchrun():
         return main(argv)
+    return _start(argv, _as_ranks_of_this_machine, prog="resnet-dist train")
+
+
+def _start(
+    argv: Sequence[str] | None,
+    choose: Callable[[Arguments, Resolved], Callable[[], int]],
+    *,
+    prog: str,
+) -> int:
+    """Check the settings, then do what `choose` says. Bad input is answered once, by rank 0."""
     stop_at_once_on_signals()
     try:
-        arguments = parse_arguments(argv, prog="resnet-dist train", description="Train a ResNet.")
-        answered = preview.answer(arguments)
+        arguments = parse_arguments(argv, prog=prog, description="Train a ResNet.")
+        answered = preview.answer(arguments)  # --print-config
         if answered is not None:
             return answered
-        resolved = load_config(arguments.files, arguments.overrides)
-        nproc = arguments.nproc or _default_nproc(resolved.config)
-        choose_batch_split(resolved.config.train, nproc)
-    except UserError as error:
-        return report_error(error, speaks=True)
+        start = choose(arguments, load_config(arguments.files, arguments.overrides))
+    except UserError as error:  # the same on every rank, so one speaks
+        return report_error(error, speaks=os.environ.get("RANK", "0") == "0")
+    return start()
+
+
+def _as_one_rank(arguments: Arguments, resolved: Resolved) -> Callable[[], int]:
+    world_size = launched_ranks().size
+    if arguments.nproc not in (None, world_size):
+        raise UserError(
+            f"--nproc ({arguments.nproc}): `python -m resnet_dist.train` starts no processes; "
+            f"use `resnet-dist train --nproc {arguments.nproc}`, or torchrun"
+        )
+    choose_batch_split(resolved.config.train, world_size)
+    return partial(_train, resolved)
+
+
+def _as_ranks_of_this_machine(arguments: Arguments, resolved: Resolved) -> Callable[[], int]:
+    nproc = arguments.nproc or _default_nproc(resolved.config)
+    choose_batch_split(resolved.config.train, nproc)
     if nproc == 1:
-        return _train(resolved)
-    return run_ranks(nproc, "resnet_dist.train", _arguments_of_ranks(arguments))
+        return partial(_train, resolved)
+    return partial(run_ranks, nproc, "resnet_dist.train", _arguments_of_ranks(arguments))
 
 
 def _default_nproc(config: Config) -> int:
