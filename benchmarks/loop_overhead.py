@@ -21,16 +21,18 @@ import statistics
 import tempfile
 import time
 from collections.abc import Generator
-from contextlib import closing
+from contextlib import closing, nullcontext
+from unittest import mock
 
 import torch
 from run_parts import build_run
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from resnet_dist import loop as loop_module
 from resnet_dist import step as step_module
 from resnet_dist.build import build_state
-from resnet_dist.config import Config
+from resnet_dist.config import Config, LossConfig
 from resnet_dist.config.load import load_config
 from resnet_dist.data.batch import Batch
 from resnet_dist.data.loaders.loader import TrainLoader
@@ -104,18 +106,12 @@ def measure(config: Config, steps: int, *, without: str = "") -> dict[str, list[
     return {name: values[WARM_UP : WARM_UP + steps] for name, values in loader.seconds.items()}
 
 
-def _keep_loss(loss: Tensor) -> Tensor:
-    return loss
-
-
 def _stub(use: Components, state: TrainState, part: str) -> None:
-    """Leave a part of `fit` out."""
+    """Leave a part of `fit` out of these components."""
     zero = torch.zeros(())
-    if part == "norm of the gradient":
-        step_module._total_norm = lambda _: zero  # type: ignore[assignment]
-    elif part == "guard against non-finite steps":
+    if part == "guard against non-finite steps":
         state.guard.begin = lambda: None  # type: ignore[method-assign]
-        state.guard.check_loss = _keep_loss  # type: ignore[method-assign]
+        state.guard.check_loss = lambda loss: loss  # type: ignore[method-assign]
         state.guard.decide = lambda *_, **__: zero  # type: ignore[method-assign]
     elif part == "meters":
         state.meter.update = lambda *_: None  # type: ignore[method-assign]
@@ -129,10 +125,27 @@ def _stub(use: Components, state: TrainState, part: str) -> None:
         use.stop.sync_requested = lambda _: False  # type: ignore[method-assign]
         use.saver.poll = lambda: None  # type: ignore[method-assign]
         use.guards.watchdog.beat = lambda *_: None  # type: ignore[method-assign]
+        use.guards.stragglers.begin_step = lambda: None  # type: ignore[method-assign]
 
 
+def _plain_update(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def _plain_loss(logits: Tensor, labels: Tensor, _: object, loss: LossConfig) -> Tensor:
+    return cross_entropy(logits, labels, label_smoothing=loss.label_smoothing, reduction="sum")
+
+
+IN_MODULES: dict[str, tuple[object, str, object]] = {
+    "norm of the gradient": (step_module, "_total_norm", lambda _: torch.zeros(())),
+    "update that can be skipped": (step_module, "_update", _plain_update),
+    "loss as a sum, in float32": (step_module, "loss_sum", _plain_loss),
+    "clock and watch around the loader": (loop_module, "_watch", lambda batches, *_: batches),
+}
+"""Parts that are functions of a module: module, name, what stands in."""
 PARTS = (
-    "norm of the gradient",
+    *IN_MODULES,
     "guard against non-finite steps",
     "meters",
     "log steps",
@@ -142,14 +155,13 @@ PARTS = (
 
 def measure_parts(overrides: list[str], steps: int) -> None:
     """Print what each part of `fit` costs, ms per step: medians of three measurements in turn."""
-    norm = step_module._total_norm
     costs: dict[str, list[float]] = {name: [] for name in ("all of it", *PARTS)}
     for _ in range(3):
         for name, values in costs.items():
             with tempfile.TemporaryDirectory() as folder:
                 config = load_config([], [f"run.dir={folder}", *overrides]).config
-                seconds = measure(config, steps, without=name)
-            step_module._total_norm = norm
+                with mock.patch.object(*IN_MODULES[name]) if name in IN_MODULES else nullcontext():
+                    seconds = measure(config, steps, without=name)
             fit_ms, bare_ms = (1e3 * statistics.median(seconds[kind]) for kind in ("fit", "bare"))
             values.append(fit_ms - bare_ms)
     whole = statistics.median(costs.pop("all of it"))
