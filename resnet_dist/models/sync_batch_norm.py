@@ -160,7 +160,7 @@ class _SyncBatchNormCuda(torch.autograd.Function):
             count = _SyncBatchNormCuda.ALMOST_NONE
         own = torch.cat([mean, scale, mean.new_full((1,), count)])
         everyone = own.new_empty(world_size, 2 * channels + 1)
-        dist.all_gather_into_tensor(everyone, own, group=group)
+        dist.all_gather_into_tensor(everyone, own[None], group=group)  # gloo wants equal ranks
         means, scales, counts = torch.split(everyone, [channels, channels, 1], dim=1)
         counts = counts.reshape(-1)
         mean, scale = torch.batch_norm_gather_stats_with_counts(

@@ -11,7 +11,9 @@ from resnet_dist.config.help.listing import describe
 from resnet_dist.config.load import Resolved
 from resnet_dist.data.datasets import Datasets
 from resnet_dist.data.index.index import Index
+from resnet_dist.data.loaders.choice import choose_loader
 from resnet_dist.data.loaders.memory_backend import decoded_bytes
+from resnet_dist.data.nvjpeg import fallback_note
 from resnet_dist.metrics.jsonl import read_records
 from resnet_dist.report.curves import write_curves
 from resnet_dist.report.preview import derived_lines, difference_notes
@@ -42,10 +44,17 @@ def opening_lines(
     lines += derived_lines(config, len(datasets.train), world.size)[1:]
     if config.data.loader == "memory":
         lines.append(_held_line(datasets))
+    if _decodes_on_gpu(config, world) and (note := fallback_note()):
+        lines.append(f"note: {note}")
     if loaded is not None:
         lines += [f"note: {note}" for note in loaded.notes]
         lines.append(f"resuming from {loaded.path} at step {loaded.payload['step']}")
     return lines
+
+
+def _decodes_on_gpu(config: Config, world: World) -> bool:
+    is_dali = choose_loader(config.data, world.device) == "dali"
+    return is_dali and world.device.type == "cuda" and config.dali.fancy_upsampling
 
 
 def _held_line(datasets: Datasets) -> str:

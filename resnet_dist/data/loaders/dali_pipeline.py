@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 
 from resnet_dist.config import DaliConfig, DataConfig
 from resnet_dist.data.batch import BatchSpec, Done
+from resnet_dist.data.nvjpeg import load_nvjpeg
 from resnet_dist.errors import UserError
 
+load_nvjpeg()  # before DALI does
 try:
     import nvidia.dali as _dali
 except ImportError as error:
@@ -142,5 +144,5 @@ class Graph:
             "hw_decoder_load": self.dali.hw_decoder_load,
             "preallocate_height_hint": min(self.max_height, self.dali.max_preallocated_side),
             "preallocate_width_hint": min(self.max_width, self.dali.max_preallocated_side),
-            "jpeg_fancy_upsampling": True,  # as libjpeg, so that all loaders see the same pixels
+            "jpeg_fancy_upsampling": self.dali.fancy_upsampling,
         }
