@@ -33,16 +33,8 @@ from resnet_dist.performance.kernels import batch_norm_triton as launchers
 from resnet_dist.performance.kernels.batch_norm_triton import Tiling
 
 Shape = tuple[int, ...]
-KERNELS = {
-    "moments": "REDUCE",
-    "backward_sums": "REDUCE",
-    "apply": "MAP",
-    "backward_apply": "MAP",
-    "apply_pool": "POOL",
-    "backward_sums_pool": "POOL",
-    "backward_apply_pool": "POOL",
-}
-"""And which tiling each uses."""
+REDUCTIONS = ("moments", "backward_sums", "backward_sums_pool")
+"""Operators whose programs go through many tiles each."""
 CACHE_BYTES = 256 << 20
 """Written between launches, so that no input lies in the level-2 cache."""
 
@@ -165,15 +157,15 @@ def milliseconds(function: Callable[[], Any], device: str, repeats: int) -> floa
     return statistics.median(times)
 
 
-def tilings(kind: str) -> Iterator[Tiling]:
+def tilings(kernel: str) -> Iterator[Tiling]:
     """Those worth trying, today's first."""
-    yield getattr(launchers, kind)
-    programs = (1, 2, 4, 8) if kind != "MAP" else (2,)
-    for rows, channels, warps, each in product(
-        (8, 16, 32, 64, 128), (64, 128, 256), (4, 8), programs
+    yield launchers.TILINGS[kernel]
+    programs = (2, 4, 8, 16) if kernel in REDUCTIONS else (1,)
+    for each, rows, channels, warps in product(
+        programs, (8, 16, 32, 64, 128), (64, 128, 256), (4, 8)
     ):
         values_a_thread = rows * channels / (32 * warps)
-        if 8 <= values_a_thread <= 64:
+        if 8 <= values_a_thread <= 32 and each * warps <= 64:
             yield Tiling(rows, channels, warps, each)
 
 
@@ -187,7 +179,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--kernels", default=",".join(KERNELS))
+    parser.add_argument("--kernels", default=",".join(launchers.TILINGS))
     parser.add_argument("--limit", type=int, help="tilings of each kernel")
     parser.add_argument("--budget-s", type=float, default=480.0)
     parser.add_argument("--device", default="cuda")
@@ -203,7 +195,7 @@ def main() -> None:
     for kernel in args.kernels.split(","):
         best = tune(kernel, layers, args, deadline)
         if best is not None:
-            print(f"best for {kernel}: {KERNELS[kernel]} = {best}", flush=True)
+            print(f'best:    "{kernel}": {best},', flush=True)
 
 
 def tune(
@@ -213,9 +205,9 @@ def tune(
     deadline: float,
 ) -> Tiling | None:
     """Time a kernel with all tilings; the fastest that is right."""
-    kind = KERNELS[kernel]
-    today = getattr(launchers, kind)
-    mine = [layer for layer in layers if layer[2] == (kind == "POOL")]
+    today = launchers.TILINGS[kernel]
+    # The stem's moments are taken like all others; what follows is done with its pool.
+    mine = [layer for layer in layers if kernel == "moments" or layer[2] == ("pool" in kernel)]
     total: dict[Tiling, float] = {}
     moved = 0.0
     for shape, number, pools in mine:
@@ -223,10 +215,10 @@ def tune(
         arguments = layer.arguments(kernel)
         expected = getattr(reference, kernel)(*arguments)
         moved += number * sum(t.nbytes for t in tensors_of(arguments) + tensors_of(expected))
-        for tiling in list(dict.fromkeys(tilings(kind)))[: args.limit]:
+        for tiling in list(dict.fromkeys(tilings(kernel)))[: args.limit]:
             if time.monotonic() > deadline or total.get(tiling) == float("inf"):
                 continue
-            setattr(launchers, kind, tiling)
+            launchers.TILINGS[kernel] = tiling
             try:
                 result = getattr(launchers, kernel)(*arguments)
                 if kernel == "moments":
@@ -242,7 +234,7 @@ def tune(
                 print(f"{kernel} {tiling} {shape}: {str(error).splitlines()[0][:100]}", flush=True)
                 total[tiling] = float("inf")
             finally:
-                setattr(launchers, kind, today)
+                launchers.TILINGS[kernel] = today
     ranked = sorted((ms, index, tiling) for index, (tiling, ms) in enumerate(total.items()))
     shown = ranked[:5] + [entry for entry in ranked[5:] if entry[2] == today]
     for ms, _, tiling in shown:

@@ -239,6 +239,9 @@ class _NormReluConvolution(torch.autograd.Function):
         assert grad_z is not None, "the convolution's result was not used"
         grad_z = _channels_last(grad_z)
         other = None if grad_y is None else _channels_last(grad_y)
+        grad_kernel = None
+        if ctx.group is None:  # no collective to hide: what follows finds its input in the cache
+            _, grad_kernel = _convolution_backward(grad_z, y, kernel, ctx.geometry, (False, True))
         grad, _ = _convolution_backward(grad_z, y, kernel, ctx.geometry, (True, False))
         # Kept: as the residual's gradient, and to add and mask it once only.
         keeps = ctx.adds or other is not None
@@ -247,7 +250,8 @@ class _NormReluConvolution(torch.autograd.Function):
         if keeps:
             grad, signs = kept, signs.new_empty(0)
         total, work = _sum_begin(sums, ctx.group)
-        _, grad_kernel = _convolution_backward(grad_z, y, kernel, ctx.geometry, (False, True))
+        if grad_kernel is None:
+            _, grad_kernel = _convolution_backward(grad_z, y, kernel, ctx.geometry, (False, True))
         if work is not None:
             work.wait()
         grad_x = _ops.batch_norm_backward_apply(grad, signs, x, statistics, weight, total)

@@ -3,7 +3,11 @@
 An activation is a matrix of M = N * H * W rows of C channels. All kernels are limited by memory, so
 what counts is that every value is read once a pass in accesses of 16 bytes (8 neighbouring channels
 a thread), with several of them in flight. The order of summation is fixed, without atomics: results
-are the same bit for bit from run to run on one kind of GPU. Sums are float32.
+are the are the same bit for bit from run to run on one kind of GPU. Sums are float32.
+
+Programs that run at once work on neighbouring tiles. Passes that only read go through the rows from
+the last to the first: what was written just before, by a convolution or another pass, is still in
+the level-2 cache at its end, and what they read last is there for the pass behind them.
 
 What is read and written is described in `batch_norm_twins`, whose results these must have.
 """
@@ -13,45 +17,58 @@ import triton.language as tl
 
 
 @triton.jit
+def my_place(C, BLOCK_C: tl.constexpr):
+    """Which part of the rows (of how many), and which channels, are this program's."""
+    blocks = tl.cdiv(C, BLOCK_C)
+    program = tl.program_id(0)
+    block = program % blocks
+    channel = block * BLOCK_C + tl.arange(0, BLOCK_C)
+    return program // blocks, tl.num_programs(0) // blocks, block, channel
+
+
+@triton.jit
 def batch_norm_moments_kernel(
     x_ptr,
     parts_ptr,
     num_rows,
     C,
-    rows_each,
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """One part's moments of one block of channels (Welford in each lane, then Chan's merge)."""
-    first = tl.program_id(0) * rows_each
-    channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    """One part's moments of one block of channels: sums of what is left after subtracting the mean
+    of its first tile, so that little cancels (Chan, Golub and LeVeque 1983, shifted data)."""
+    part, parts, block, channel = my_place(C, BLOCK_C)
     lane = tl.arange(0, BLOCK_M)
     is_channel = channel < C
-    last = tl.minimum(first + rows_each, num_rows)
-    mean = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
-    deviation = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
-    seen = 0.0
-    for begin in range(first, last, BLOCK_M):
-        row = begin + lane
-        inside = (row < last)[:, None] & is_channel[None, :]
+    tiles = tl.cdiv(num_rows, BLOCK_M)
+    row = tl.maximum(tiles - 1 - part, 0) * BLOCK_M + lane
+    inside = (row < num_rows)[:, None] & is_channel[None, :]
+    at = row.to(tl.int64)[:, None] * C + channel[None, :]
+    x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    rows_seen = tl.sum((row < num_rows).to(tl.float32), axis=0)
+    shift = (tl.sum(x, axis=0) / tl.maximum(rows_seen, 1.0))[None, :]
+    sums = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
+    squares = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
+    total = 0.0
+    for tile in range(part, tiles, parts):
+        first = (tiles - 1 - tile) * BLOCK_M
+        row = first + lane
+        inside = (row < num_rows)[:, None] & is_channel[None, :]
         at = row.to(tl.int64)[:, None] * C + channel[None, :]
         x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
-        seen += 1.0
-        # A lane beyond the last row keeps what it has.
-        delta = tl.where(inside, x - mean, 0.0)
-        mean += delta * (1.0 / seen)
-        deviation += delta * tl.where(inside, x - mean, 0.0)
-    # Lane i has seen rows first + i, first + i + BLOCK_M, ... below `last`.
-    counts = tl.maximum((last - first - lane + BLOCK_M - 1) // BLOCK_M, 0).to(tl.float32)
-    total = tl.maximum(last - first, 0).to(tl.float32)
-    shares = counts / tl.maximum(total, 1.0)
-    part_mean = tl.sum(mean * shares[:, None], axis=0)
-    apart = mean - part_mean[None, :]
-    part_deviation = tl.sum(deviation + apart * apart * counts[:, None], axis=0)
-    out = parts_ptr + tl.program_id(0) * (2 * C + 1)
-    tl.store(out + channel, part_mean, mask=is_channel)
-    tl.store(out + C + channel, part_deviation, mask=is_channel)
-    if tl.program_id(1) == 0:
+        moved = tl.where(inside, x - shift, 0.0)
+        sums += moved
+        squares += moved * moved
+        total += tl.minimum(num_rows - first, BLOCK_M).to(tl.float32)
+    sum_moved = tl.sum(sums, axis=0)
+    mean_moved = sum_moved / tl.maximum(total, 1.0)
+    deviation = tl.sum(squares, axis=0) - sum_moved * mean_moved
+    deviation = tl.where(deviation < 0.0, 0.0, deviation)  # a NaN stays one
+    out = parts_ptr + part * (2 * C + 1)
+    mean = tl.sum(shift, axis=0) + mean_moved
+    tl.store(out + channel, mean, mask=is_channel)
+    tl.store(out + C + channel, deviation, mask=is_channel)
+    if block == 0:
         tl.store(out + 2 * C, total)
 
 
@@ -126,25 +143,27 @@ def batch_norm_apply_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """Normalise, add, ReLU and note which values passed."""
-    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    tile, _, block, channel = my_place(C, BLOCK_C)
+    row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     is_channel = channel < C
     inside = (row < num_rows)[:, None] & is_channel[None, :]
     at = row.to(tl.int64)[:, None] * C + channel[None, :]
-    x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    # Read for the last time before the backward pass: leave the cache to the result.
+    x = tl.load(x_ptr + at, mask=inside, other=0.0, eviction_policy="evict_first").to(tl.float32)
     mean = tl.load(statistics_ptr + channel, mask=is_channel, other=0.0)
     scale = tl.load(statistics_ptr + C + channel, mask=is_channel, other=0.0)
     scale *= tl.load(weight_ptr + channel, mask=is_channel, other=0.0)
     bias = tl.load(bias_ptr + channel, mask=is_channel, other=0.0)
     y = (x - mean[None, :]) * scale[None, :] + bias[None, :]
     if ADDS:
-        y += tl.load(residual_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        residual = tl.load(residual_ptr + at, mask=inside, other=0.0, eviction_policy="evict_first")
+        y += residual.to(tl.float32)
     if RELU:
         passed = (y <= 0.0) == 0  # a NaN passes, as it does in PyTorch's ReLU
         y = tl.where(passed, y, 0.0)
         bits = tl.reshape(passed.to(tl.int32), (BLOCK_M, BLOCK_C // 8, 8))
         signs = tl.sum(bits << tl.arange(0, 8)[None, None, :], axis=2)
-        byte = tl.program_id(1) * (BLOCK_C // 8) + tl.arange(0, BLOCK_C // 8)
+        byte = block * (BLOCK_C // 8) + tl.arange(0, BLOCK_C // 8)
         byte_at = row.to(tl.int64)[:, None] * (C // 8) + byte[None, :]
         is_byte = (row < num_rows)[:, None] & (byte < C // 8)[None, :]
         tl.store(signs_ptr + byte_at, signs.to(tl.uint8), mask=is_byte)
@@ -164,12 +183,13 @@ def _passed(signs_ptr, row, num_rows, block, C, BLOCK_C: tl.constexpr):
 
 
 @triton.jit
-def store_sums(sums_ptr, sum_grad, sum_product, channel, C):
-    """Write one part's sums over the rows of a tile."""
+def store_sums(sums_ptr, sum_grad, sum_product, statistics_ptr, part, channel, C):
+    """Write one part's sums over the rows of a tile; the products still lack the scale."""
     is_channel = channel < C
-    out = sums_ptr + tl.program_id(0) * (2 * C)
+    scale = tl.load(statistics_ptr + C + channel, mask=is_channel, other=0.0)
+    out = sums_ptr + part * (2 * C)
     tl.store(out + channel, tl.sum(sum_grad, axis=0), mask=is_channel)
-    tl.store(out + C + channel, tl.sum(sum_product, axis=0), mask=is_channel)
+    tl.store(out + C + channel, tl.sum(sum_product, axis=0) * scale, mask=is_channel)
 
 
 @triton.jit
@@ -197,7 +217,6 @@ def batch_norm_backward_sums_kernel(
     sums_ptr,
     num_rows,
     C,
-    rows_each,
     ADDS: tl.constexpr,
     RELU: tl.constexpr,
     KEEPS: tl.constexpr,
@@ -205,30 +224,28 @@ def batch_norm_backward_sums_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """One part's sums of one block of channels; writes the gradient before batch norm."""
-    first = tl.program_id(0) * rows_each
-    channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    part, parts, block, channel = my_place(C, BLOCK_C)
     lane = tl.arange(0, BLOCK_M)
     is_channel = channel < C
-    last = tl.minimum(first + rows_each, num_rows)
+    tiles = tl.cdiv(num_rows, BLOCK_M)
     mean = tl.load(statistics_ptr + channel, mask=is_channel, other=0.0)
-    scale = tl.load(statistics_ptr + C + channel, mask=is_channel, other=0.0)
     sum_grad = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
     sum_product = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
-    for begin in range(first, last, BLOCK_M):
-        row = begin + lane
-        inside = (row < last)[:, None] & is_channel[None, :]
+    for tile in range(part, tiles, parts):
+        row = (tiles - 1 - tile) * BLOCK_M + lane
+        inside = (row < num_rows)[:, None] & is_channel[None, :]
         at = row.to(tl.int64)[:, None] * C + channel[None, :]
         g = tl.load(grad_ptr + at, mask=inside, other=0.0).to(tl.float32)
         if ADDS:
             g += tl.load(other_ptr + at, mask=inside, other=0.0).to(tl.float32)
         if RELU:
-            g = tl.where(_passed(signs_ptr, row, last, tl.program_id(1), C, BLOCK_C), g, 0.0)
+            g = tl.where(_passed(signs_ptr, row, num_rows, block, C, BLOCK_C), g, 0.0)
         if KEEPS:
             tl.store(kept_ptr + at, g.to(kept_ptr.dtype.element_ty), mask=inside)
         x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
         sum_grad += g
-        sum_product += g * ((x - mean[None, :]) * scale[None, :])
-    store_sums(sums_ptr, sum_grad, sum_product, channel, C)
+        sum_product += g * (x - mean[None, :])
+    store_sums(sums_ptr, sum_grad, sum_product, statistics_ptr, part, channel, C)
 
 
 @triton.jit
@@ -247,14 +264,16 @@ def batch_norm_backward_apply_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """The gradient of batch norm's input."""
-    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    tile, _, block, channel = my_place(C, BLOCK_C)
+    row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     is_channel = channel < C
     inside = (row < num_rows)[:, None] & is_channel[None, :]
     at = row.to(tl.int64)[:, None] * C + channel[None, :]
-    g = tl.load(grad_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    # Nobody reads them again: leave the cache to the result.
+    g = tl.load(grad_ptr + at, mask=inside, other=0.0, eviction_policy="evict_first")
+    g = g.to(tl.float32)
     if RELU:
-        g = tl.where(_passed(signs_ptr, row, num_rows, tl.program_id(1), C, BLOCK_C), g, 0.0)
-    x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        g = tl.where(_passed(signs_ptr, row, num_rows, block, C, BLOCK_C), g, 0.0)
+    x = tl.load(x_ptr + at, mask=inside, other=0.0, eviction_policy="evict_first").to(tl.float32)
     dx = input_gradient(g, x, statistics_ptr, weight_ptr, sums_ptr, channel, C)
     tl.store(result_ptr + at, dx.to(result_ptr.dtype.element_ty), mask=inside)

@@ -8,6 +8,7 @@ puts the parts together.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -19,35 +20,41 @@ from resnet_dist.performance.kernels import pool_kernels
 
 @dataclass(frozen=True)
 class Tiling:
-    """How a pass over an activation is cut up. Found by thought, not yet by measurement."""
+    """How a pass over an activation is cut up."""
 
-    rows: int = 32
+    rows: int
     """Rows of a tile (a power of 2)."""
-    channels: int = 128
+    channels: int
     """Most channels of a tile (a power of 2); 64 are one memory line of 16-bit values."""
-    warps: int = 4
-    """Warps of a program: with 4 a thread has 32 values of each tensor, four reads of 16 bytes."""
-    programs: int = 2
+    warps: int
+    """Warps of a program."""
+    programs: int = 1
     """Programs for each multiprocessor in a reduction: each adds a row for `merge` to read."""
 
 
-MAP = Tiling()
-"""For passes that write a result for each value."""
-REDUCE = Tiling(rows=64, channels=64, warps=8)
-"""For passes that sum over rows. 64 lines of memory in flight, and fewer than 100 registers."""
+TILINGS = {
+    "moments": Tiling(32, 128, warps=4, programs=4),
+    "apply": Tiling(16, 128, warps=4),
+    "backward_sums": Tiling(32, 64, warps=8, programs=4),
+    "backward_apply": Tiling(16, 128, warps=4),
+    "apply_pool": Tiling(16, 64, warps=4),
+    "backward_sums_pool": Tiling(128, 64, warps=8),
+    "backward_apply_pool": Tiling(8, 256, warps=4),
+}
+"""The fastest of each operator on an H200 for ResNet-50 in bfloat16, by
+`benchmarks/kernel_tiles.py`."""
 
-POOL = Tiling(rows=16, channels=64)
-"""For passes over the max-pool, whose inputs are read more than once, mostly from caches."""
+PARTS_AT_ONCE = 256
+"""Rows of parts that `merge` and `finish` read at once."""
 
 
 def moments(x: Tensor) -> Tensor:
     """Moments of each part of the batch, one row for each."""
     rows, channels = _size(x)
-    tile, parts, rows_each = _cut(x, REDUCE)
+    tile, parts = _cut(x, TILINGS["moments"])
     result = x.new_empty(parts, 2 * channels + 1, dtype=torch.float32)
-    grid = (parts, triton.cdiv(channels, tile.channels))
-    kernels.batch_norm_moments_kernel[grid](
-        x, result, rows, channels, rows_each, tile.rows, tile.channels, num_warps=tile.warps
+    kernels.batch_norm_moments_kernel[_grid(parts, channels, tile)](
+        x, result, rows, channels, tile.rows, tile.channels, **_options(tile)
     )
     return result
 
@@ -81,7 +88,16 @@ def _launch_merge(
     channels = parts.shape[1] // 2
     block = min(16, triton.next_power_of_2(channels))
     kernels.batch_norm_merge_kernel[(triton.cdiv(channels, block),)](
-        parts, result, *running, parts.shape[0], channels, *numbers, finishes, 64, block
+        parts,
+        result,
+        *running,
+        parts.shape[0],
+        channels,
+        *numbers,
+        finishes,
+        PARTS_AT_ONCE,
+        block,
+        enable_fp_fusion=True,
     )
 
 
@@ -95,7 +111,7 @@ def apply(
 ) -> tuple[Tensor, Tensor]:
     """Normalise, add, ReLU, and pack which values passed."""
     rows, channels = _size(x)
-    tile = _fit(MAP, channels)
+    tile = _fit(TILINGS["apply"], channels)
     result = torch.empty_like(x)
     signs = x.new_empty((rows, channels // 8) if relu else (0,), dtype=torch.uint8)
     kernels.batch_norm_apply_kernel[_tiles(rows, channels, tile)](
@@ -112,7 +128,7 @@ def apply(
         relu,
         tile.rows,
         tile.channels,
-        num_warps=tile.warps,
+        **_options(tile),
     )
     return result, signs
 
@@ -122,11 +138,10 @@ def backward_sums(
 ) -> tuple[Tensor, Tensor]:
     """Sums of the backward pass over the batch."""
     rows, channels = _size(x)
-    tile, parts, rows_each = _cut(x, REDUCE)
+    tile, parts = _cut(x, TILINGS["backward_sums"])
     kept = torch.empty_like(x) if keep else x.new_empty(0)
     sums = x.new_empty(parts, 2 * channels, dtype=torch.float32)
-    grid = (parts, triton.cdiv(channels, tile.channels))
-    kernels.batch_norm_backward_sums_kernel[grid](
+    kernels.batch_norm_backward_sums_kernel[_grid(parts, channels, tile)](
         grad,
         grad if other is None else other,
         signs,
@@ -136,13 +151,12 @@ def backward_sums(
         sums,
         rows,
         channels,
-        rows_each,
         other is not None,
         signs.numel() > 0,
         keep,
         tile.rows,
         tile.channels,
-        num_warps=tile.warps,
+        **_options(tile),
     )
     return sums.sum(dim=0), kept
 
@@ -152,7 +166,7 @@ def backward_apply(
 ) -> Tensor:
     """Gradient of batch norm's input."""
     rows, channels = _size(x)
-    tile = _fit(MAP, channels)
+    tile = _fit(TILINGS["backward_apply"], channels)
     result = torch.empty_like(x)
     kernels.batch_norm_backward_apply_kernel[_tiles(rows, channels, tile)](
         grad,
@@ -167,7 +181,7 @@ def backward_apply(
         signs.numel() > 0,
         tile.rows,
         tile.channels,
-        num_warps=tile.warps,
+        **_options(tile),
     )
     return result
 
@@ -186,7 +200,7 @@ def apply_pool(
     )
     rows, _ = _size(result)
     winners = x.new_empty((rows, channels), dtype=torch.uint8)
-    tile = _fit(POOL, channels)
+    tile = _fit(TILINGS["apply_pool"], channels)
     pool_kernels.batch_norm_apply_pool_kernel[_tiles(rows, channels, tile)](
         x,
         result,
@@ -202,7 +216,7 @@ def apply_pool(
         channels,
         tile.rows,
         tile.channels,
-        num_warps=tile.warps,
+        **_options(tile),
     )
     return result, winners
 
@@ -210,24 +224,21 @@ def apply_pool(
 def backward_sums_pool(grad: Tensor, winners: Tensor, x: Tensor, statistics: Tensor) -> Tensor:
     """Sums of the backward pass, through the pool."""
     rows, channels = _size(x)
-    tile, parts, rows_each = _cut(x, POOL)
+    tile, parts = _cut(x, TILINGS["backward_sums_pool"])
     sums = x.new_empty(parts, 2 * channels, dtype=torch.float32)
-    pool_kernels.batch_norm_backward_sums_pool_kernel[
-        (parts, triton.cdiv(channels, tile.channels))
-    ](
+    pool_kernels.batch_norm_backward_sums_pool_kernel[_grid(parts, channels, tile)](
         grad,
         winners,
         x,
         statistics,
         sums,
         rows,
-        rows_each,
         *x.shape[2:],
         *grad.shape[2:],
         channels,
         tile.rows,
         tile.channels,
-        num_warps=tile.warps,
+        **_options(tile),
     )
     return sums.sum(dim=0)
 
@@ -237,7 +248,7 @@ def backward_apply_pool(
 ) -> Tensor:
     """Gradient of batch norm's input, through the pool."""
     rows, channels = _size(x)
-    tile = _fit(POOL, channels)
+    tile = _fit(TILINGS["backward_apply_pool"], channels)
     result = torch.empty_like(x)
     pool_kernels.batch_norm_backward_apply_pool_kernel[_tiles(rows, channels, tile)](
         grad,
@@ -253,7 +264,7 @@ def backward_apply_pool(
         channels,
         tile.rows,
         tile.channels,
-        num_warps=tile.warps,
+        **_options(tile),
     )
     return result
 
@@ -271,18 +282,27 @@ def _fit(tiling: Tiling, channels: int) -> Tiling:
     return Tiling(tiling.rows * tiling.channels // width, width, tiling.warps, tiling.programs)
 
 
-def _tiles(rows: int, channels: int, tile: Tiling) -> tuple[int, int]:
-    return max(triton.cdiv(rows, tile.rows), 1), triton.cdiv(channels, tile.channels)
+def _tiles(rows: int, channels: int, tile: Tiling) -> tuple[int]:
+    """A program for each tile."""
+    return _grid(max(triton.cdiv(rows, tile.rows), 1), channels, tile)
 
 
-def _cut(x: Tensor, tiling: Tiling) -> tuple[Tiling, int, int]:
-    """Tile, number of parts, and rows of each part (a multiple of the tile's) of a reduction."""
+def _grid(parts: int, channels: int, tile: Tiling) -> tuple[int]:
+    """In one dimension, channels first: neighbours in memory are worked on at once."""
+    return (parts * triton.cdiv(channels, tile.channels),)
+
+
+def _options(tile: Tiling) -> dict[str, Any]:
+    """Fused multiply-add is asked for by name: its default differs between versions of Triton."""
+    return {"num_warps": tile.warps, "enable_fp_fusion": True}
+
+
+def _cut(x: Tensor, tiling: Tiling) -> tuple[Tiling, int]:
+    """Tile, and number of parts, of a reduction."""
     rows, channels = _size(x)
     tile = _fit(tiling, channels)
     wanted = tile.programs * _multiprocessors(x) // triton.cdiv(channels, tile.channels)
-    tiles = max(triton.cdiv(rows, tile.rows), 1)
-    each = triton.cdiv(tiles, max(wanted, 1))
-    return tile, triton.cdiv(tiles, each), each * tile.rows
+    return tile, min(max(wanted, 1), max(triton.cdiv(rows, tile.rows), 1))
 
 
 def _multiprocessors(x: Tensor) -> int:

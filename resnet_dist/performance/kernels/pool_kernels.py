@@ -11,7 +11,7 @@ What is read and written is described in `batch_norm_twins`, whose results these
 import triton
 import triton.language as tl
 
-from resnet_dist.performance.kernels.batch_norm_kernels import input_gradient, store_sums
+from resnet_dist.performance.kernels.batch_norm_kernels import input_gradient, my_place, store_sums
 
 
 @triton.jit
@@ -32,8 +32,8 @@ def batch_norm_apply_pool_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """Normalise, ReLU, pool, and note which input won."""
-    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    tile, _, _, channel = my_place(C, BLOCK_C)
+    row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     is_channel = channel < C
     is_row = row < num_rows
     pooled_column = row % pooled_width
@@ -111,7 +111,6 @@ def batch_norm_backward_sums_pool_kernel(
     statistics_ptr,
     sums_ptr,
     num_rows,
-    rows_each,
     height,
     width,
     pooled_height,
@@ -121,17 +120,15 @@ def batch_norm_backward_sums_pool_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """One part's sums of one block of channels."""
-    first = tl.program_id(0) * rows_each
-    channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    part, parts, _, channel = my_place(C, BLOCK_C)
     is_channel = channel < C
-    last = tl.minimum(first + rows_each, num_rows)
+    tiles = tl.cdiv(num_rows, BLOCK_M)
     mean = tl.load(statistics_ptr + channel, mask=is_channel, other=0.0)
-    scale = tl.load(statistics_ptr + C + channel, mask=is_channel, other=0.0)
     sum_grad = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
     sum_product = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
-    for begin in range(first, last, BLOCK_M):
-        row = begin + tl.arange(0, BLOCK_M)
-        inside = (row < last)[:, None] & is_channel[None, :]
+    for tile in range(part, tiles, parts):
+        row = (tiles - 1 - tile) * BLOCK_M + tl.arange(0, BLOCK_M)
+        inside = (row < num_rows)[:, None] & is_channel[None, :]
         g = _unpooled(
             grad_ptr,
             winners_ptr,
@@ -147,8 +144,8 @@ def batch_norm_backward_sums_pool_kernel(
         at = row.to(tl.int64)[:, None] * C + channel[None, :]
         x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
         sum_grad += g
-        sum_product += g * ((x - mean[None, :]) * scale[None, :])
-    store_sums(sums_ptr, sum_grad, sum_product, channel, C)
+        sum_product += g * (x - mean[None, :])
+    store_sums(sums_ptr, sum_grad, sum_product, statistics_ptr, part, channel, C)
 
 
 @triton.jit
@@ -170,8 +167,8 @@ def batch_norm_backward_apply_pool_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """The gradient of batch norm's input."""
-    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    tile, _, _, channel = my_place(C, BLOCK_C)
+    row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     is_channel = channel < C
     inside = (row < num_rows)[:, None] & is_channel[None, :]
     g = _unpooled(

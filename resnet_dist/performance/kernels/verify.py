@@ -6,6 +6,8 @@ worse accuracy after a night.
 
 from __future__ import annotations
 
+import sys
+
 import torch
 from torch import Tensor
 
@@ -74,3 +76,17 @@ def verify_kernels(device: torch.device, dtype: torch.dtype) -> str | None:
         if not float(error) <= MOST_ERROR:
             return f"{name} is off by {float(error):.2g} of its norm"
     return None
+
+
+def main() -> int:
+    """Check the kernels on this machine's GPU in each type; returns how many types fail."""
+    failed = 0
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        wrong = verify_kernels(torch.device("cuda"), dtype)
+        print(f"{dtype}: {wrong or 'right'}")
+        failed += wrong is not None
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

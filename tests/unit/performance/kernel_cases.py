@@ -60,9 +60,8 @@ def interpret() -> Iterator[dict[str, Any]]:
     """Relative errors of every kernel for every combination of its options."""
     torch.manual_seed(0)
     # Small tiles and several parts, so that small inputs go through every branch.
-    launchers.MAP = launchers.Tiling(rows=8, channels=64)
-    launchers.REDUCE = launchers.Tiling(rows=8, channels=64, programs=3)
-    launchers.POOL = launchers.Tiling(rows=8, channels=64, programs=3)
+    small = launchers.Tiling(rows=8, channels=64, warps=4, programs=3)
+    launchers.TILINGS.update(dict.fromkeys(launchers.TILINGS, small))
     for dtype, shape in product(DTYPES, SHAPES):
         channels = shape[1]
         # A mean that is large against the deviation: sums of squares would cancel.
@@ -135,12 +134,12 @@ def compile_for(arch: int) -> Iterator[dict[str, Any]]:
     both = {"ADDS": True, "RELU": True, "KEEPS": True, "FINISHES": True}
     for name in KERNELS:
         kernel = getattr(pool_kernels if "pool" in name else kernels, name)
-        tiling = launchers.REDUCE if "rows_each" in kernel.arg_names else launchers.MAP
-        tiling = launchers.POOL if "pool" in name else tiling
+        operator = name.removeprefix("batch_norm_").removesuffix("_kernel")
+        tiling = launchers.TILINGS.get(operator, launchers.Tiling(16, 16, warps=4))
         constants = {"BLOCK_M": tiling.rows, "BLOCK_C": tiling.channels, **both}
         warps = tiling.warps
         if "BLOCK_S" in kernel.arg_names:
-            constants, warps = {**constants, "BLOCK_S": 64, "BLOCK_C": 16}, 4
+            constants, warps = {**constants, "BLOCK_S": launchers.PARTS_AT_ONCE}, 4
         yield {"kernel": name, **_compiled(kernel, constants, arch=arch, warps=warps)}
 
 
@@ -165,7 +164,9 @@ def _compiled(kernel: Any, constants: dict[str, Any], *, arch: int, warps: int) 
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
     source = ASTSource(kernel, signature, constants, aligned)
     compiled = triton.compile(
-        source, target=GPUTarget("cuda", arch, 32), options={"num_warps": warps}
+        source,
+        target=GPUTarget("cuda", arch, 32),
+        options={"num_warps": warps, "enable_fp_fusion": True},
     )
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:

@@ -63,18 +63,18 @@ def test_the_benchmark_of_tiles_runs_interpreted() -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr
-    best = [line for line in result.stdout.splitlines() if line.startswith("best for ")]
+    best = [line for line in result.stdout.splitlines() if line.startswith("best: ")]
     assert len(best) == 7, result.stdout
 
 
 @pytest.mark.parametrize("arch", [80, 90])
 def test_compiled_kernels_do_not_spill_and_read_16_bytes_at_once(arch: int) -> None:
     """For A100 and H100/H200; the compiler needs no GPU."""
-    cases = _run_cases("compile", str(arch), TRITON_DEFAULT_FP_FUSION="1")
+    cases = _run_cases("compile", str(arch))
     assert len(cases) == 8
     for case in cases:
         assert case["spilled_bytes"] == 0, case
-        assert case["registers"] <= 128, case
+        assert case["registers"] <= 240, case
         is_merge = "merge" in case["kernel"]  # a few kilobytes of float32
         assert (case["wide_loads"] > 0) is not is_merge, case
         writes = case["kernel"].removesuffix("_kernel") not in (
