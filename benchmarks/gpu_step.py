@@ -2,14 +2,14 @@
 
     python benchmarks/gpu_step.py --out results.jsonl [--budget-s 540] [--jpegs FOLDER]
 
-Every variant takes turns with our eager step, round by round, in one process. The most telling come
+Every variant takes turns with our plain step, round by round, in one process. The most telling come
 first; what the time does not reach is left out, and the tables are printed whatever happens. A
 variant that fails, crashes or hangs costs a line: a second process (this one) watches the first,
 starts it again where it ends early, and never begins a variant twice. Given the same --out again
 it continues with what is missing. In miniature, on a CPU:
 
     python benchmarks/gpu_step.py --device cpu --models resnet18 --width 16 --batches 8 \\
-        --sizes 32 --dtypes bfloat16 --modes eager,padded --steps 2 --rounds 2 --check-steps 12
+        --sizes 32 --dtypes bfloat16 --modes plain,fused --steps 2 --rounds 2 --check-steps 12
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=64, help="of ours; others have 64")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20, help="of a round, at batch 256")
-    parser.add_argument("--check-steps", type=int, default=50, help="at least 11")
+    parser.add_argument("--check-steps", type=int, default=50, help="at least 11; 0: no checks")
     parser.add_argument("--budget-s", type=float, default=540.0)
     parser.add_argument("--variant-s", type=float, default=180.0, help="limit of one variant")
     parser.add_argument("--device", default="cuda")
@@ -64,6 +64,7 @@ def watch(results: Results, argv: Sequence[str], args: argparse.Namespace) -> No
     for _ in range(MOST_STARTS):
         command = [sys.executable, __file__, *argv, "--worker", f"--until={until}"]
         command += [f"--out={results.path}"]
+        begun = len(results.begun())
         worker = subprocess.Popen(command)
         try:
             reason = _wait(worker, results, until, args.variant_s)
@@ -79,6 +80,9 @@ def watch(results: Results, argv: Sequence[str], args: argparse.Namespace) -> No
             results.add("crash", case, variant)
             results.add("error", case, variant, message=reason)
         if worker.returncode == 0 or time.time() >= until:
+            return
+        if len(results.begun()) == begun:
+            print("the worker ended before it began to measure: see above", file=sys.stderr)
             return
 
 

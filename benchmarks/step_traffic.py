@@ -39,7 +39,7 @@ def predict(model: str, mode: Mode, args: argparse.Namespace) -> Count:
                 f"train.precision={args.dtype}",
                 "data.loader=synthetic",
                 "dist.device=cpu",
-                *mode.overrides(args.dtype),
+                *mode.settings,
             ]
         )
         fixed = repeat(ours.fixed_batches()[0])

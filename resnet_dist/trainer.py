@@ -39,7 +39,7 @@ from resnet_dist.faults.diagnosis import sync_diagnose
 from resnet_dist.faults.preflight import sync_preflight
 from resnet_dist.faults.watchdog import sync_build_watchdog
 from resnet_dist.loop import Components, fit
-from resnet_dist.performance.build import check_device
+from resnet_dist.performance.build import choose_preset
 from resnet_dist.report import run_summary
 from resnet_dist.run.folder import prepare_run_folder, run_folder, write_end, write_facts
 from resnet_dist.run.lock import sync_own_run_folder
@@ -119,14 +119,14 @@ def run(resolved: Resolved, world: World) -> int:
         restore()
         return evaluate_only(config, state, datasets, world)
 
-    sync_attempt(world, check_device, config, world.device)
+    config, remarks = sync_attempt(world, choose_preset, config, world)
     watchdog = sync_build_watchdog(config.faults.watchdog_s, folder, world)
     with sync_own_run_folder(folder, world, config.dist.timeout_s), watchdog:
         loaded = restore()
         sync_attempt(world, prepare_run, resolved, state, checkpoints, datasets, world)
         if world.is_main:
             lines = run_summary.opening_lines(config, datasets, loaded, world)
-            print("\n".join(lines), flush=True)
+            print("\n".join([*lines, *remarks]), flush=True)
         use = build_components(
             config, state, datasets, checkpoints, watchdog, world=world, fingerprint=fingerprint
         )

@@ -29,11 +29,8 @@ SECTIONS = {"data": DataConfig, "augment": AugmentConfig, "dali": DaliConfig}
 
 def change(config: Config | None = None, **settings: Any) -> Config:
     """The config (by default that of all defaults) with other values of settings of data, augment
-    or dali, by their bare names. An `image_dtype` brings the precision that it needs."""
+    or dali, by their bare names."""
     config = config or Config()
-    if settings.get("image_dtype", "float32") != "float32":
-        train = replace(config.train, precision=settings["image_dtype"])
-        config = replace(config, train=train, data=replace(config.data, image_dtype="float32"))
     for section, kind in SECTIONS.items():
         names = {item.name for item in fields(kind)} & set(settings)
         values = {name: settings.pop(name) for name in names}

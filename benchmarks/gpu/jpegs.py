@@ -17,19 +17,19 @@ from gpu.ours import Ours, build_ours
 from gpu.results import Results
 from gpu.rivals import Case
 
-from resnet_dist.build import train_loader
 from resnet_dist.data.batch import Batch
 from resnet_dist.errors import UserError
 from resnet_dist.performance.modes import Mode
 
 WARM_UP_STEPS = 4
-LOADER_STEPS = 12
+LOADER_STEPS = 40
 STEPS = 20
 ROUNDS = 3
 GRID: dict[str, list[Any]] = {
-    "data.num_workers": [8, 16, 12],
-    "dali.hw_decoder_load": [0.65, 0.9, 1.0, 0.4],
-    "data.prefetch_batches": [2, 4],
+    "data.num_workers": [16, 8],
+    "dali.fancy_upsampling": ["true", "false"],
+    "dali.hw_decoder_load": [0.65, 0.9, 0.4],
+    "data.prefetch_batches": [2, 3],
 }
 """One setting is tried after the other, with the best of those before; the first is the start."""
 
@@ -69,14 +69,14 @@ def measure_jpegs(
         best: dict[str, Any] = {key: values[0] for key, values in GRID.items()}
         limit = _try(common, best, case, results)
         for key, values in GRID.items():
-            if key == "dali.hw_decoder_load" and device.type != "cuda":
+            if key.startswith("dali.") and device.type != "cuda":
                 continue
             for value in values[1:]:
                 rate = _try(common, {**best, key: value}, case, results)
                 if rate > limit:
                     best, limit = {**best, key: value}, rate
         lines = [f"{key}={value}" for key, value in best.items()]
-        results.add("advice", case.name, "jpegs", lines=[*lines, *mode.overrides(case.dtype)])
+        results.add("advice", case.name, "jpegs", lines=[*lines, *mode.settings])
         _together(build_ours([*common, *lines]), case, mode, results)
 
 
@@ -97,7 +97,7 @@ def _try(common: list[str], settings: dict[str, Any], case: Case, results: Resul
 
 
 def _loader_rate(ours: Ours, case: Case) -> float:
-    loader = train_loader(ours.config, ours.inputs, ours.plan, ours.world)
+    loader = ours.build_loader()
     with closing(loader.batches(0, WARM_UP_STEPS + LOADER_STEPS)) as batches:
         for _ in range(WARM_UP_STEPS):
             next(batches)
@@ -112,7 +112,7 @@ def _loader_rate(ours: Ours, case: Case) -> float:
 def _together(ours: Ours, case: Case, mode: Mode, results: Results) -> None:
     """The step on batches as they come, and on one that stays, in turn."""
     fixed: Iterator[Batch] = repeat(ours.fixed_batches()[0])
-    loader = train_loader(ours.config, ours.inputs, ours.plan, ours.world)
+    loader = ours.build_loader()
     rates: dict[str, list[float]] = {"step on a fixed batch": [], "loader and step": []}
     with closing(loader.batches(0, WARM_UP_STEPS + ROUNDS * STEPS)) as loaded:
         for batches in (fixed, loaded):

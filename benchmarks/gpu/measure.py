@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
 from resnet_dist.data.batch import Batch
-from resnet_dist.performance.modes import EAGER, Mode
+from resnet_dist.performance.modes import PLAIN, Mode
 
 CHECK_BATCHES = 10
 CHECK_LR = 0.02
@@ -49,7 +49,7 @@ def overrides_of(case: Case, mode: Mode, device: torch.device, *, seed: int = 0)
         f"seed={seed}",
         f"dist.device={device.type}",
         "data.loader=synthetic",
-        *mode.overrides(case.dtype),
+        *mode.settings,
     ]
 
 
@@ -193,7 +193,7 @@ def reference_losses(case: Case, device: torch.device, steps: int) -> list[float
     try:
         exact = replace(case, dtype="float32")
         return [
-            learn(build_mode(exact, EAGER, device, seed=seed), steps) for seed in REFERENCE_SEEDS
+            learn(build_mode(exact, PLAIN, device, seed=seed), steps) for seed in REFERENCE_SEEDS
         ]
     finally:
         torch.backends.cudnn.allow_tf32 = before

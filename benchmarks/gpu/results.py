@@ -58,7 +58,7 @@ def _key(record: Record) -> tuple[str, str]:
 
 
 def relative(record: Record) -> float:
-    """How many times as fast as our eager step: the median over pairs of rounds."""
+    """How many times as fast as our plain step: the median over pairs of rounds."""
     pairs = zip(record["images_per_second"], record["eager"], strict=True)
     return float(statistics.median(one / two for one, two in pairs))
 
@@ -90,7 +90,7 @@ def _rates(case: str, mine: Sequence[Record], records: Sequence[Record]) -> list
     rival = found.get(("rate", "torchvision"))
     lines = [
         f"\n{case}\n",
-        "| variant | images/s, median | lowest | highest | rounds | x eager | x torchvision "
+        "| variant | images/s, median | lowest | highest | rounds | x plain | x torchvision "
         "| of the eager bound | peak GiB | host waits for | loss after 50 steps |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|---|---|",
     ]

@@ -30,12 +30,12 @@ from gpu.measure import (
 from gpu.results import Results, relative
 from gpu.rivals import RIVALS, Case
 
-from resnet_dist.performance.modes import EAGER, MODES, Mode, modes_for
+from resnet_dist.performance.modes import MODES, PLAIN, Mode, modes_for
 
 POISONED = 86
 """Exit code where the device no longer works for this process."""
-WARM_UP = 8
-"""Steps: cuDNN's choice, compilation, capture of a graph."""
+WARM_UP = 14
+"""Steps: cuDNN's choice, compilation, capture of a graph, which DDP allows after its eleventh."""
 REFERENCE_BATCH = 256
 REFERENCE, CEILINGS, JPEGS = "float32", "ceilings", "jpegs"
 
@@ -77,16 +77,17 @@ def jobs(args: argparse.Namespace, results: Results) -> Iterator[Job]:
     """All jobs, the most telling first. Lazy: later ones follow from earlier results."""
     first, *others = cases_of(args)
     yield Job(first, CEILINGS)
-    modes = [mode for mode in chosen_modes(args, first) if mode != EAGER]
-    yield Job(first, EAGER.name, is_checked=True)
+    modes = [mode for mode in chosen_modes(args, first) if mode != PLAIN]
+    yield Job(first, PLAIN.name, is_checked=True)
     yield from (Job(first, name) for name in RIVALS)
     yield from (Job(first, mode.name, is_checked=True) for mode in modes if not mode.is_slow)
-    yield Job(first, REFERENCE)
+    if args.check_steps:
+        yield Job(first, REFERENCE)
     if args.jpegs:
         yield Job(first, JPEGS)
     best = _fastest(results, first, 2)
     for case in others:
-        yield from (Job(case, name) for name in (EAGER.name, *best, *RIVALS))
+        yield from (Job(case, name) for name in (PLAIN.name, *best, *RIVALS))
         yield from (Job(case, m.name) for m in chosen_modes(args, case) if m.precision)
     yield from (Job(first, mode.name, is_checked=True) for mode in modes if mode.is_slow)
     for case in others:
@@ -100,12 +101,12 @@ def _fastest(results: Results, case: Case, count: int) -> list[str]:
         for r in results.read()
         if r["kind"] == "rate" and r["case"] == case.name and r["variant"] not in RIVALS
     }
-    rates.pop(EAGER.name, None)
+    rates.pop(PLAIN.name, None)
     return sorted(rates, key=lambda name: -rates[name])[:count]
 
 
 class Worker:
-    """Keeps the eager step of the current case, with which all others take turns."""
+    """Keeps the plain step of the current case, with which all others take turns."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
@@ -114,11 +115,11 @@ class Worker:
         self._partner: tuple[Case, Variant] | None = None
 
     def partner(self, case: Case) -> Variant:
-        """Our eager step, warmed up."""
+        """Our plain step, warmed up."""
         if self._partner is None or self._partner[0] != case:
             self._partner = None
             self.clean()
-            variant = build_mode(case, EAGER, self.device)
+            variant = build_mode(case, PLAIN, self.device)
             self._warm_up(variant)
             self._partner = case, variant
         return self._partner[1]
@@ -135,20 +136,20 @@ class Worker:
             from gpu.jpegs import measure_jpegs
 
             best = _fastest(self.results, case, 1)
-            mode = next((mode for mode in MODES if [mode.name] == best), EAGER)
+            mode = next((mode for mode in MODES if [mode.name] == best), PLAIN)
             measure_jpegs(self.args.jpegs, case, mode, self.device, self.results)
         else:
             self._rate(job)
 
     def _rate(self, job: Job) -> None:
-        """Take turns with the eager step; alone where there is no memory for both."""
+        """Take turns with the plain step; alone where there is no memory for both."""
         try:
             self._rate_against(job, self.partner(job.case))
         except torch.OutOfMemoryError:
             eager = [
                 r["images_per_second"]
                 for r in self.results.read()
-                if (r["kind"], r["case"], r["variant"]) == ("rate", job.case.name, EAGER.name)
+                if (r["kind"], r["case"], r["variant"]) == ("rate", job.case.name, PLAIN.name)
             ]
             if not eager:
                 raise
@@ -193,13 +194,14 @@ class Worker:
         rates["bound"] = bound_of(case)
         self.results.add("rate", case.name, job.variant, **rates)
         print(f"{case.name}, {job.variant}: {statistics.median(rates['images_per_second']):,.1f} "
-              f"images/s, {relative(rates):.3f} of eager", flush=True)  # fmt: skip
+              f"images/s, {relative(rates):.3f} of plain", flush=True)  # fmt: skip
         if variant.ours is None:
             return
         self._record("sync", job, lambda: {"waits": check_syncs(variant, device)})
         if job.is_checked:
             self._record("profile", job, lambda: profile_of(variant, device))
-            self._record("check", job, lambda: {"loss": learn(variant, args.check_steps)})
+            if args.check_steps:
+                self._record("check", job, lambda: {"loss": learn(variant, args.check_steps)})
 
     def _record(self, kind: str, job: Job, measure: Callable[[], dict[str, Any]]) -> None:
         """A part of a job that may fail on its own."""

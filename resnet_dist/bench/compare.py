@@ -21,7 +21,7 @@ from resnet_dist.world import World, sync_broadcast_object
 ROUNDS = 5
 SECONDS = 2.0
 """Least time of one round."""
-WARM_UP = 8
+WARM_UP = 14
 """Steps until everything is compiled, chosen and captured."""
 
 
@@ -32,7 +32,7 @@ def sync_compare_modes(arguments: Arguments, config: Config, world: World) -> st
     lines = [f"{config.model.name}, {world.size} rank(s) on {world.device.type}, step alone:"]
     precision = config.train.precision
     for mode in modes_for(precision):
-        settings = ["data.loader=synthetic", *mode.overrides(precision)]
+        settings = ["data.loader=synthetic", *mode.settings]
         try:
             own = load_config(arguments.files, [*arguments.overrides, *settings]).config
             with closing(sync_build_timed(own, world)) as timed:
@@ -53,7 +53,7 @@ def sync_compare_modes(arguments: Arguments, config: Config, world: World) -> st
         if world.is_main:
             print(lines[-1], file=sys.stderr, flush=True)
     best = max(rates, key=lambda mode: statistics.median(rates[mode]))
-    lines.append(f"fastest: {best.name}; {' '.join(best.overrides(precision))}")
+    lines.append(f"fastest: {best.name}; {' '.join(best.settings)}")
     return "\n".join(lines)
 
 

@@ -90,20 +90,6 @@ class Config:
         )
         self.augment.check_sizes(rules, train_size=self.data.train_size, loader=self.data.loader)
         rules.require(
-            self.data.image_dtype in ("float32", self.train.precision),
-            "data.image_dtype",
-            self.data.image_dtype,
-            f"must be float32 or train.precision ({self.train.precision})",
-            "another type would be rounded twice",
-        )
-        rules.require(
-            not self.data.pad_channels or self.model.name != "resnet9",
-            "data.pad_channels",
-            self.data.pad_channels,
-            "does not go with model.name=resnet9, which takes three channels",
-            "leave it out",
-        )
-        rules.require(
             self.train.channels_last or not self.performance.may_use("fused_norm"),
             "performance.fused_norm",
             True,

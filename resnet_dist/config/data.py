@@ -48,12 +48,6 @@ class DataConfig:
         (0.229, 0.224, 0.225), gt=0, hint="use the data set's std"
     )
     """Standard deviation of R, G, B on a scale of 0 to 1."""
-    image_dtype: Literal["float32", "float16", "bfloat16"] = setting("float32", free=True)
-    """Type of a batch's images, float32 or `train.precision`: autocast would round them to that
-    anyway, so a smaller type only saves memory traffic."""
-    pad_channels: bool = setting(False, free=True)
-    """Give images a fourth channel of zeros: 16-bit channels-last convolutions like groups of four.
-    cuDNN pads by itself where it must, so measure first. Not for resnet9."""
     num_workers: int | None = setting(
         None, ge=1, hint="leave it out to use cores / ranks of the node", free=True
     )

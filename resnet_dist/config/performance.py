@@ -29,15 +29,14 @@ PLAIN = Speed()
 
 PRESETS = {
     "plain": PLAIN,
-    "fused": Speed(fused_norm=True),
-    "graphed": Speed(fused_norm=True, cuda_graph=True),
+    "fused": Speed(fused_norm=True, space_to_depth=True),
+    "graphed": Speed(fused_norm=True, space_to_depth=True, cuda_graph=True),
     "compiled": Speed(compile=True),
 }
 """What the names of `performance.preset` stand for."""
 
-FASTEST = {"cpu": "plain", "cuda": "plain"}
-"""What `auto` stands for on each kind of device: the fastest that was measured there. On GPUs none
-of the others was measured yet."""
+FASTEST = {"cpu": "plain", "cuda": "graphed"}
+"""The fastest that was measured on each kind of device, with one rank (docs/performance.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +45,9 @@ class PerformanceConfig:
 
     preset: Literal["auto", "plain", "fused", "graphed", "compiled"] = setting("auto", free=True)
     """A name for the four settings that follow, which override it where they are given. plain:
-    PyTorch's operators one by one; fused: fused_norm; graphed: that and cuda_graph; compiled:
-    compile; auto: the fastest that was measured on this kind of device, which is plain until a GPU
-    has been measured. `python -m resnet_dist.bench --modes` measures yours."""
+    PyTorch's operators one by one; fused: fused_norm and space_to_depth; graphed: those and
+    cuda_graph; compiled: compile; auto: graphed on one GPU where it works, else plain: what was
+    measured. `python -m resnet_dist.bench --modes` compares them on your machine."""
     fused_norm: bool | None = setting(None, free=True)
     """Batch norm, addition and ReLU in one pass over memory, by kernels written for GPUs (equal up
     to rounding). Slower on a CPU. null: as the preset says."""
@@ -102,12 +101,24 @@ class PerformanceConfig:
         rules.enforce()
 
     def speed_on(self, device_type: str) -> Speed:
-        """How a step is executed on "cuda" or "cpu": decided here once, and passed on."""
-        name = FASTEST[device_type] if self.preset == "auto" else self.preset
-        given = {field.name: getattr(self, field.name) for field in fields(Speed)}
-        chosen = {key: value for key, value in given.items() if value is not None}
-        return replace(PRESETS[name], **chosen)
+        """How a step is executed on "cuda" or "cpu" by one rank."""
+        return self._speed(FASTEST[device_type] if self.is_open else self._named)
 
     def may_use(self, name: str) -> bool:
-        """Whether a part of `Speed` is on for any kind of device: auto must do on all of them."""
-        return any(getattr(self.speed_on(device_type), name) for device_type in FASTEST)
+        """Whether a part of `Speed` is asked for; auto asks for none that would not do."""
+        return bool(getattr(self._speed(self._named), name))
+
+    @property
+    def is_open(self) -> bool:
+        """Whether how a step is executed is left to what was measured."""
+        parts = [getattr(self, field.name) for field in fields(Speed) if field.type == "bool"]
+        return self.preset == "auto" and parts == [None] * len(parts)
+
+    @property
+    def _named(self) -> str:
+        return "plain" if self.preset == "auto" else self.preset
+
+    def _speed(self, preset: str) -> Speed:
+        given = {field.name: getattr(self, field.name) for field in fields(Speed)}
+        chosen = {key: value for key, value in given.items() if value is not None}
+        return replace(PRESETS[preset], **chosen)

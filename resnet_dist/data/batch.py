@@ -143,8 +143,7 @@ class Batch:
     step: int
     """Training step, or number of the evaluation batch."""
     images: torch.Tensor
-    """`[n, 3, size, size]` of `data.image_dtype`, normalised, channels-last memory format; with
-    `data.pad_channels` 4 channels, the last of zeros."""
+    """`[n, 3, size, size]` float32, normalised, channels-last memory format."""
     labels: torch.Tensor
     """`[n]` int64"""
     sample_ids: NDArray[np.int64]

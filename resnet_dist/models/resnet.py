@@ -18,44 +18,45 @@ from resnet_dist.config import ModelConfig
 
 
 class FirstConvolution(nn.Conv2d):
-    """A convolution whose input may have more channels than its weights, zeros at the end.
+    """The convolution of the images.
 
     With `space_to_depth` a stride of 2 becomes a stride of 1: each 2 x 2 block of pixels becomes
-    one pixel of 4 times as many channels, and the weights are regrouped alike. Same sums in another
-    order, in a shape that suits matrix units better than 3 channels do. Parameters and state dict
-    stay as they are. Images with an odd side are convolved as they come.
+    one pixel of 16 channels (4 for each pixel, the last of zeros), and the weights are regrouped
+    alike. Same sums in another order, in a shape that suits matrix units better than 3 channels do.
+    Parameters and state dict stay as they are. Images with an odd side are convolved as they come.
     """
 
     space_to_depth = False
 
     def forward(self, images: Tensor) -> Tensor:
-        """`[N, in_channels or more, H, W]` to `[N, out_channels, H / stride, W / stride]`."""
-        extra = images.shape[1] - self.in_channels
-        weight = pad(self.weight, (0, 0, 0, 0, 0, extra)) if extra else self.weight
+        """`[N, 3, H, W]` to `[N, out_channels, H / stride, W / stride]`."""
         has_blocks = images.shape[2] % 2 == images.shape[3] % 2 == 0
         if self.space_to_depth and self.stride == (2, 2) and has_blocks:
-            return self._on_blocks(images, weight)
-        result: Tensor = self._conv_forward(images, weight, self.bias)
+            return self._on_blocks(images)
+        result: Tensor = self._conv_forward(images, self.weight, self.bias)
         return result
 
-    def _on_blocks(self, images: Tensor, weight: Tensor) -> Tensor:
+    def _on_blocks(self, images: Tensor) -> Tensor:
         """The same convolution over blocks of pixels.
 
         Output row o takes the 2 p + 1 input rows from 2 o - p on; p is the padding, an odd number.
         With a row of zero weights in front these are p + 1 whole blocks, from o - (p + 1) / 2 on.
         """
         n, channels, height, width = images.shape
+        padded = 4  # cuDNN would pad 4 x 3 channels to 16 by a copy of its own
         blocks = int(self.padding[0]) + 1
         before = blocks // 2
         dtype = images.dtype
         if torch.is_autocast_enabled(images.device.type):
             dtype = torch.get_autocast_dtype(images.device.type)
-        shape = (n, height // 2 + blocks - 1, width // 2 + blocks - 1, 4 * channels)
+        shape = (n, height // 2 + blocks - 1, width // 2 + blocks - 1, 4 * padded)
         x = images.new_zeros(shape, dtype=dtype)
         inner = x[:, before : before + height // 2, before : before + width // 2]
         rows = images.permute(0, 2, 3, 1).reshape(n, height // 2, 2, width // 2, 2, channels)
-        inner.view(*inner.shape[:3], 2, 2, channels).copy_(rows.permute(0, 1, 3, 2, 4, 5))
-        kernel = pad(weight, (1, 0, 1, 0)).reshape(-1, channels, blocks, 2, blocks, 2)
+        pixels = inner.view(*inner.shape[:3], 2, 2, padded)[..., :channels]
+        pixels.copy_(rows.permute(0, 1, 3, 2, 4, 5))
+        weight = pad(self.weight, (1, 0, 1, 0, 0, padded - channels))
+        kernel = weight.reshape(-1, padded, blocks, 2, blocks, 2)
         kernel = kernel.permute(0, 3, 5, 1, 2, 4).flatten(1, 3)
         kernel = kernel.contiguous(memory_format=torch.channels_last)
         return torch.conv2d(x.permute(0, 3, 1, 2), kernel, self.bias)
@@ -200,8 +201,7 @@ def _stage(
 
 
 class ResNet(nn.Module):
-    """Images `[N, 3, H, W]` to logits `[N, num_classes]`, for any H and W of at least 1. Channels
-    after the third must be zeros (`data.pad_channels`)."""
+    """Images `[N, 3, H, W]` to logits `[N, num_classes]`, for any H and W of at least 1."""
 
     def __init__(
         self,

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
 
 import torch
 
 from resnet_dist.config import Config
+from resnet_dist.config.performance import FASTEST
 from resnet_dist.data.micro_batches import BatchSplit
 from resnet_dist.errors import UserError
 from resnet_dist.optim.schedules import build_momentum_schedule
@@ -18,6 +21,7 @@ from resnet_dist.performance.cuda_graph import (
     GraphedStep,
 )
 from resnet_dist.performance.faulty_step import FaultyStep
+from resnet_dist.performance.fused_network import CHANNELS
 from resnet_dist.performance.wrap import warm_up_buckets, wrap_model
 from resnet_dist.state import TrainState
 from resnet_dist.step import AUTOCAST_DTYPES, EagerStep, Step, StepSettings
@@ -60,6 +64,42 @@ def sync_build_step(
     return kind(eager, graphs, warm_up_steps=warm_up_steps)
 
 
+def choose_preset(config: Config, world: World) -> tuple[Config, list[str]]:
+    """`config` with `performance.preset=auto` decided for this run, and what there is to say.
+
+    auto is `graphed` where that was measured, on one GPU, and where its kernels work. Raises
+    UserError if the device cannot train as it is asked to.
+    """
+    if config.performance.preset != "auto":
+        check_device(config, world.device)
+        return config, []
+    lines = []
+    preset = "plain"
+    # ResNet-D's first layers have half the width.
+    suits = config.performance.is_open and config.train.channels_last
+    if world.device.type == "cuda" and suits and config.model.width % (2 * CHANNELS) == 0:
+        preset = FASTEST["cuda"]
+    if preset != "plain" and world.size > 1:
+        lines = [
+            f"performance.preset=auto is plain on several GPUs, where {preset} was not measured "
+            f"yet; it is 1.7 times as fast on one (docs/performance.md)"
+        ]
+        preset = "plain"
+    chosen = _with_preset(config, preset)
+    try:
+        check_device(chosen, world.device)
+    except UserError as error:
+        if preset == "plain":
+            raise
+        lines = [f"performance.preset=auto is plain here: {error}"]
+        chosen = _with_preset(config, "plain")
+    return chosen, lines
+
+
+def _with_preset(config: Config, preset: Any) -> Config:
+    return replace(config, performance=replace(config.performance, preset=preset))
+
+
 def check_device(config: Config, device: torch.device) -> None:
     """Raises UserError if the device cannot train as it is asked to."""
     speed = config.performance.speed_on(device.type)
@@ -70,18 +110,23 @@ def check_device(config: Config, device: torch.device) -> None:
             "may be resumed with another value of both)"
         )
     if speed.fused_norm and device.type == "cuda":
-        from resnet_dist.performance.kernels.verify import verify_kernels  # only where it is wanted
-
-        try:
-            wrong = verify_kernels(device, AUTOCAST_DTYPES[config.train.precision] or torch.float32)
-        except Exception as error:  # whatever a compiler says
-            wrong = f"they do not run: {type(error).__name__}: {error}"
+        wrong = _wrong_with_kernels(device, config.train.precision)
         if wrong:
             raise UserError(
                 f"performance.fused_norm (True): the kernels do not work on {device} "
                 f"({torch.cuda.get_device_name(device)}): {wrong}; set "
-                f"performance.fused_norm=false (a run may be resumed with the other value)"
+                f"performance.preset=plain (a run may be resumed with the other value)"
             )
+
+
+def _wrong_with_kernels(device: torch.device, precision: str) -> str | None:
+    """Compared with their reference implementation in the type that they are used with."""
+    from resnet_dist.performance.kernels.verify import verify_kernels  # only where it is wanted
+
+    try:
+        return verify_kernels(device, AUTOCAST_DTYPES[precision] or torch.float32)
+    except Exception as error:  # whatever a compiler says
+        return f"they do not run: {type(error).__name__}: {error}"
 
 
 def step_settings(config: Config, batch_split: BatchSplit) -> StepSettings:

@@ -29,6 +29,7 @@ from resnet_dist.performance.cuda_graph import (
 from resnet_dist.performance.fused_network import FusedNetwork
 from resnet_dist.state import TrainState
 from resnet_dist.step import EagerStep, Step, StepSettings
+from tests.gpu.waits import no_waits
 
 pytestmark = [
     pytest.mark.gpu,
@@ -44,7 +45,6 @@ def deterministic() -> Iterator[None]:
     before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     yield
-    torch.cuda.set_sync_debug_mode("default")
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before
 
 
@@ -166,10 +166,9 @@ def test_a_replayed_step_does_not_wait_for_the_device(precision: str) -> None:
     for _ in range(WARM_UP_STEPS + 1):
         run.take(read=False)
     batches = [make_batch(100), make_batch(101)]
-    torch.cuda.set_sync_debug_mode("error")
-    for _ in range(5):
-        run.take_batches(batches, read=False)
-    torch.cuda.set_sync_debug_mode("default")
+    with no_waits():
+        for _ in range(5):
+            run.take_batches(batches, read=False)
     assert run.state.guard.read().total == 0
 
 

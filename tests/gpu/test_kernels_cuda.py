@@ -18,6 +18,7 @@ from resnet_dist.models.sync_batch_norm import convert_sync_batch_norm
 from resnet_dist.performance.fused_network import FusedNetwork
 from resnet_dist.performance.kernels import batch_norm_reference as reference
 from resnet_dist.performance.kernels import ops  # noqa: F401, registers the operators
+from tests.gpu.waits import full_float32, no_waits
 from tests.multiprocess.ranks import run_ranks
 
 pytestmark = [
@@ -28,7 +29,7 @@ pytestmark = [
 OPS = torch.ops.resnet_dist
 # Rows and channels that fill tiles and that do not; the largest layer of a batch of 32.
 SHAPES = [(2, 16, 9, 7), (3, 200, 5, 5), (1, 8, 1, 2), (32, 64, 112, 112), (32, 2048, 7, 7)]
-UNIT = {torch.float32: 2e-6, torch.bfloat16: 2**-8, torch.float16: 2**-11}
+UNIT = {torch.float32: 5e-6, torch.bfloat16: 2**-8, torch.float16: 2**-11}
 
 
 def _images(shape: tuple[int, ...], dtype: torch.dtype, mean: float = 0.0) -> Tensor:
@@ -70,7 +71,7 @@ def test_kernels_equal_their_twins(dtype: torch.dtype, shape: tuple[int, ...]) -
         )
         assert _error(y, expected_y) < unit
         # Fused multiply-add may turn the sign of what is nearly zero.
-        assert (signs != expected_signs).double().mean().item() < 1e-4
+        assert int((signs != expected_signs).sum()) <= 1e-4 * signs.numel()
         for keep in (False, True):
             inputs = (grad, other if adds else None, expected_signs, x, statistics, keep)
             (sums, kept), expected = (
@@ -118,35 +119,39 @@ def test_kernels_give_the_same_bits_every_time() -> None:
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet9"])
 def test_the_fused_network_is_the_plain_one_and_nothing_waits(name: str) -> None:
+    """Its gradients are as near to those of float64 as the plain network's on this GPU."""
     config = ModelConfig(name=name, zero_init_last_gamma=False)
-    plain = build_model(config, num_classes=10, seed=1).cuda()
-    plain = plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    model = copy.deepcopy(plain)
-    images, labels = _images((16, 3, 64, 64), torch.float32), torch.arange(16, device="cuda") % 10
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        for network in (plain, FusedNetwork(model)):
-            nn.functional.cross_entropy(network(images), labels).backward()
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
-    for (key, given), expected in zip(model.named_parameters(), plain.parameters(), strict=True):
-        assert given.grad is not None
-        assert expected.grad is not None
-        assert _error(given.grad, expected.grad) < 1e-3, key
-    fused = FusedNetwork(model)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    start = build_model(config, num_classes=10, seed=1)
+    images, labels = torch.randn(16, 3, 64, 64), torch.arange(16) % 10
+
+    def gradients(network: nn.Module, x: Tensor) -> list[Tensor]:
+        nn.functional.cross_entropy(network(x), labels.to(x.device)).backward()
+        return [parameter.grad.double().cpu() for parameter in network.parameters()]  # type: ignore[union-attr]
+
+    exact = gradients(copy.deepcopy(start).double(), images.double())
+    plain = copy.deepcopy(start).cuda().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    fused = FusedNetwork(copy.deepcopy(plain))
+    on_gpu = images.cuda().contiguous(memory_format=torch.channels_last)
+    with full_float32():
+        given = [gradients(network, on_gpu) for network in (plain, fused)]
+
+    def error(gradients: list[Tensor]) -> float:
+        given = torch.cat([gradient.flatten() for gradient in gradients])
+        expected = torch.cat([gradient.flatten() for gradient in exact])
+        return float((given - expected).norm() / expected.norm())
+
+    assert error(given[1]) < 2 * error(given[0]) + 1e-4, (error(given[1]), error(given[0]))
+    on_device = labels.cuda()
+    with no_waits():
         with torch.autocast("cuda", dtype=torch.bfloat16):
-            loss = nn.functional.cross_entropy(fused(images), labels)
+            loss = nn.functional.cross_entropy(fused(on_gpu), on_device)
         loss.backward()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def _rank(rank: int, _world_size: int) -> Any:
     """Two ranks on one GPU, through gloo; rank 1 has fewer samples."""
     torch.cuda.set_device(0)
+    torch.backends.cudnn.allow_tf32 = False
     torch.manual_seed(0)
     images = _images((6, 3, 64, 64), torch.float32)
     rows = slice(0, 4) if rank == 0 else slice(4, 6)
@@ -173,7 +178,7 @@ def test_two_ranks_on_one_gpu_are_one_big_batch(tmp_path: Path) -> None:
     whole = first["whole"]
     for kind in ("sync", "fused"):
         logits = torch.cat([first[kind][0], second[kind][0]])
-        torch.testing.assert_close(logits, whole[0], rtol=1e-2, atol=1e-2)  # convolutions in TF32
+        torch.testing.assert_close(logits, whole[0], rtol=1e-2, atol=1e-2)
         for one, two, expected in zip(first[kind][1], second[kind][1], whole[1], strict=True):
             assert _error(one + two, expected) < 2e-2
         for one, expected in zip(first[kind][2], whole[2], strict=True):

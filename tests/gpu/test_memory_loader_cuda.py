@@ -11,6 +11,7 @@ import torch
 
 from resnet_dist.data.loaders.loader import TrainLoader
 from resnet_dist.data.micro_batches import BatchSplit
+from tests.gpu.waits import no_waits
 from tests.loading import change, open_split, train_loader
 
 pytestmark = [
@@ -30,7 +31,6 @@ def _loader(root: Path, cache: Path, name: str) -> TrainLoader:
         mixup_alpha=0.5,
         cutmix_alpha=1.0,
         erase_probability=0.5,
-        image_dtype="bfloat16",
     )
     config = change(config, loader=name)
     split = BatchSplit(13, 1, 1)
@@ -48,8 +48,5 @@ def test_batches_are_those_of_the_torch_loader(
         assert one.images.is_contiguous(memory_format=torch.channels_last)
         assert torch.equal(one.images, other.images)
         assert torch.equal(one.labels, other.labels)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waits():
         assert len(list(memory.batches(0, 300))) == 300
-    finally:
-        torch.cuda.set_sync_debug_mode("default")

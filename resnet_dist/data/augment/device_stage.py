@@ -42,8 +42,6 @@ class DeviceStage:
 
     def __init__(self, data: DataConfig, device: torch.device) -> None:
         self._device = device
-        self._dtype = getattr(torch, data.image_dtype)
-        self._pads = data.pad_channels
         self._buffers = HostBuffers()
         self._mix_buffers = HostBuffers()
         mean = torch.tensor(data.mean, dtype=torch.float64)
@@ -71,16 +69,6 @@ class DeviceStage:
         torch.addcmul(self._bias.repeat(width), rows, self._scale.repeat(width), out=rows)
         return rows.view(n, height, width, 3).permute(0, 3, 1, 2)
 
-    def shape(self, images: torch.Tensor) -> torch.Tensor:
-        """The type and the channels that `data` asks for, from `[n, 3, S, S]` float32, in
-        channels-last memory format; at most one copy."""
-        if not self._pads:
-            return images.to(self._dtype)
-        n, _, height, width = images.shape
-        padded = torch.zeros(n, height, width, 4, dtype=self._dtype, device=images.device)
-        padded[..., :3] = images.permute(0, 2, 3, 1)
-        return padded.permute(0, 3, 1, 2)
-
     def _finish(self, images: torch.Tensor, spec: BatchSpec) -> Batch:
         """Erase, mix and label normalised images, `[n, 3, size, size]` float32 channels-last."""
         labels, mixed = spec.labels, None
@@ -92,7 +80,7 @@ class DeviceStage:
             labels = labels[spec.own]
         return Batch(
             step=spec.step,
-            images=self.shape(images),
+            images=images,
             labels=to_device(labels, self._device),
             sample_ids=spec.sample_ids[spec.own],
             mixed=mixed,

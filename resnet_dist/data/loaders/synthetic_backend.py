@@ -58,4 +58,4 @@ def _noise(
     images = torch.from_numpy(pixels[:, : size * size * 3].reshape(num, size, size, 3))
     labels = torch.from_numpy((words[:, 0] % np.uint64(num_classes)).astype(np.int64))
     stage = DeviceStage(specs.data, device)
-    return stage.shape(stage.normalise(images.to(device))), labels.to(device)
+    return stage.normalise(images.to(device)), labels.to(device)

@@ -83,8 +83,6 @@ def test_all_errors_at_once_with_near_names(tmp_path: Path) -> None:
         ("augment.progressive_epochs=[3,1]", "needs low <= high"),
         ("dali.hw_decoder_load=1.5", "must lie in [0, 1]"),
         ("dali.max_preallocated_side=-1", "must not be negative"),
-        ("data.image_dtype=float16", "must be float32 or train.precision (float32)"),
-        ("data.pad_channels=true model.name=resnet9", "does not go with model.name=resnet9"),
         ("loss.bce_sum_classes=true", "needs loss.name=binary_cross_entropy"),
         ("loss.bce_target_threshold=0.2", "needs loss.name=binary_cross_entropy"),
         (

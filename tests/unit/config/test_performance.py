@@ -23,6 +23,14 @@ def test_every_preset_can_be_named_and_auto_is_one_of_them() -> None:
 def test_auto_is_what_was_measured_on_the_device() -> None:
     for device_type, name in FASTEST.items():
         assert PerformanceConfig().speed_on(device_type) == PRESETS[name]
+    assert PerformanceConfig().is_open
+    assert not PerformanceConfig(preset="plain").is_open
+    assert not PerformanceConfig(compile=True).is_open
+
+
+def test_auto_asks_for_nothing_that_another_setting_excludes() -> None:
+    Config(train=TrainConfig(channels_last=False))
+    PerformanceConfig(compile=True)
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Speed) if field.type == "bool"])

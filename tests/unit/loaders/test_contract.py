@@ -19,7 +19,6 @@ import torch
 from PIL import Image
 
 from resnet_dist.config import AugmentConfig, Config, DataConfig
-from resnet_dist.data.augment.device_stage import to_uint8
 from resnet_dist.data.batch import Batch
 from resnet_dist.data.index.index import Index
 from resnet_dist.data.index.synthetic import SyntheticIndex
@@ -146,35 +145,6 @@ def test_batches_are_what_the_model_wants(config: Config) -> None:
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
     assert batch.labels.dtype == torch.int64
     assert abs(batch.images.mean().item()) < 0.7
-
-
-@pytest.mark.parametrize("loader", BACKENDS, indirect=True)
-def test_a_smaller_type_is_the_rounded_batch(config: Config) -> None:
-    """Rounded last, after erasing and mixing: what autocast would do to the float32 batch."""
-    config = change(config, erase_probability=0.5, mixup_alpha=0.5)
-    whole, *others = (
-        read(change(config, image_dtype=name), BatchSplit(8, 1, 1), (0, 1))[0].images
-        for name in ("float32", "bfloat16", "float16")
-    )
-    assert [images.dtype for images in others] == [torch.bfloat16, torch.float16]
-    for rounded in others:
-        assert torch.equal(whole.to(rounded.dtype), rounded)
-        assert rounded.is_contiguous(memory_format=torch.channels_last)
-
-
-@pytest.mark.parametrize("loader", BACKENDS, indirect=True)
-def test_padded_batches_have_a_channel_of_zeros(config: Config) -> None:
-    config = change(config, mixup_alpha=0.5)
-    plain, padded = (
-        read(change(config, pad_channels=pads), BatchSplit(8, 1, 1), (0, 1))[0]
-        for pads in (False, True)
-    )
-    assert padded.images.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(padded.images[:, :3], plain.images)
-    assert padded.images.shape[1] == 4
-    assert not padded.images[:, 3].any()
-    pictures = [to_uint8(batch.images, config.data) for batch in (padded, plain)]
-    assert torch.equal(*pictures)
 
 
 @pytest.mark.parametrize(("batch_size", "world"), [(5, 1), (5, 2), (50, 3)])

@@ -242,33 +242,12 @@ def test_settings_that_do_not_go_together_are_refused(
         _build(**settings)
 
 
-@pytest.mark.parametrize("stem", ["standard", "d", "cifar"])
-def test_channels_of_zeros_change_nothing(stem: Any) -> None:
-    """Neither the logits nor a gradient, which keeps its parameter's memory layout."""
-    config = ModelConfig(name="resnet18", width=16, stem=stem)
-    images = torch.randn(4, 3, 32, 32)
-    results = []
-    for channels in (3, 4):
-        model = build_model(config, num_classes=5, seed=0).to(memory_format=torch.channels_last)
-        padded = torch.cat([images, torch.zeros(4, channels - 3, 32, 32)], dim=1)
-        logits = model(padded.contiguous(memory_format=torch.channels_last))
-        logits.square().sum().backward()
-        results.append([logits, *(parameter.grad for parameter in model.parameters())])
-        first = next(model.parameters())
-        assert first.grad is not None
-        assert first.grad.stride() == first.stride()
-    for one, other in zip(*results, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
-
-
 @pytest.mark.parametrize("stem", ["standard", "d"])
-@pytest.mark.parametrize("channels", [3, 4])
-def test_space_to_depth_is_the_same_first_layer(stem: str, channels: int) -> None:
+def test_space_to_depth_is_the_same_first_layer(stem: str) -> None:
     model = _build(stem=stem, width=16, name="resnet18")
     first = model.conv1[0] if stem == "d" else model.conv1  # type: ignore[index]
     first = first.double()
-    images = torch.zeros(2, channels, 20, 14, dtype=torch.float64)
-    images[:, :3] = torch.randn(2, 3, 20, 14)
+    images = torch.randn(2, 3, 20, 14, dtype=torch.float64)
     outputs = []
     for first.space_to_depth in (False, True):
         y = first(images.contiguous(memory_format=torch.channels_last))

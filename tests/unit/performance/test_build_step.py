@@ -106,3 +106,36 @@ def test_a_cpu_cannot_capture() -> None:
     build.check_device(config_of(CAPTURED), torch.device("cuda"))
     with pytest.raises(UserError, match="needs a GPU"):
         build.check_device(config_of(CAPTURED), torch.device("cpu"))
+
+
+def _chosen(config: Config, device: str, size: int = 1) -> tuple[str, list[str]]:
+    world = World(0, size, 0, size, torch.device(device))
+    chosen, lines = build.choose_preset(config, world)
+    return chosen.performance.preset, lines
+
+
+def test_auto_is_decided_once_for_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "_wrong_with_kernels", lambda *_: "")
+    assert _chosen(config_of("model.width=64"), "cpu") == ("plain", [])
+    assert _chosen(config_of("model.width=64"), "cuda") == ("graphed", [])
+    preset, (line,) = _chosen(config_of("model.width=64"), "cuda", 8)
+    assert preset == "plain"
+    assert "several GPUs" in line
+    for other in (
+        "model.width=24",
+        "train.channels_last=false",
+        "performance.compile=true",
+        "performance.preset=plain",
+    ):
+        assert _chosen(config_of(other), "cuda") == ("plain", [])
+    assert _chosen(config_of("performance.preset=fused"), "cuda") == ("fused", [])
+
+
+def test_auto_is_plain_where_the_kernels_do_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "_wrong_with_kernels", lambda *_: "apply is off by 1")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "a GPU")
+    preset, (line,) = _chosen(config_of("model.width=64"), "cuda")
+    assert preset == "plain"
+    assert "apply is off by 1" in line
+    with pytest.raises(UserError, match="apply is off by 1"):
+        _chosen(config_of("performance.preset=fused"), "cuda")

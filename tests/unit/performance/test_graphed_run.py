@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from resnet_dist import train, trainer
+from resnet_dist import train
 from resnet_dist.performance import build
 from tests.launch import TINY, assert_same_run, newest_checkpoint
 from tests.unit.performance.recorded_graph import RecordedGraphs
@@ -50,8 +50,7 @@ class MockedGraphs(RecordedGraphs):
 def mocked(monkeypatch: pytest.MonkeyPatch) -> None:
     MockedGraphs.made = []
     monkeypatch.setattr(build, "CudaGraphs", MockedGraphs)
-    for module in (build, trainer):
-        monkeypatch.setattr(module, "check_device", lambda *_: None)
+    monkeypatch.setattr(build, "check_device", lambda *_: None)
 
 
 @pytest.mark.parametrize(

@@ -105,16 +105,16 @@ def test_a_table_in_miniature_and_a_failing_variant_that_costs_a_line(tmp_path: 
     out = tmp_path / "results.jsonl"
     command = [sys.executable, str(BENCHMARKS / "gpu_step.py"), "--device=cpu", f"--out={out}"]
     command += ["--models=resnet18", "--width=8", "--batches=2", "--sizes=32", "--dtypes=bfloat16"]
-    command += ["--modes=eager,padded,graph,static_scale", "--steps=1", "--rounds=2"]
+    command += ["--modes=plain,fused,graphed,static_scale", "--steps=1", "--rounds=2"]
     command += ["--check-steps=12", "--budget-s=1e6", "--variant-s=1e6"]  # no clock decides
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     table = done.stdout.partition("| variant |")[2]
     rows = {line.split("|")[1].strip(): line for line in table.splitlines() if "| " in line}
-    for name in ("eager", "torchvision", "padded"):
+    for name in ("plain", "torchvision", "fused"):
         assert float(rows[name].split("|")[2].replace(",", "")) > 0
-    assert "(float32 " in rows["padded"]
-    assert "error: " in rows["graph"]  # there is no GPU to capture anything
+    assert "(float32 " in rows["fused"]
+    assert "error: " in rows["graphed"]  # there is no GPU to capture anything
     assert "static_scale" not in rows  # for float16 only
     # Nothing is left to do, and the same table is printed again.
     again = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -140,28 +140,21 @@ def test_what_is_cut_off_is_done_later_and_what_crashed_is_not(tmp_path: Path) -
 
 def test_modes_are_arguments_for_a_precision() -> None:
     names = {p: [mode.name for mode in modes_for(p)] for p in ("float32", "bfloat16", "float16")}
-    assert all(of[0] == "eager" for of in names.values())
-    assert "padded" not in names["float32"]  # data.image_dtype is a half precision there
+    assert all(of[0] == "plain" for of in names.values())
     assert "static_scale" in names["float16"]
     assert "static_scale" not in names["bfloat16"]
-    padded = next(mode for mode in modes_for("float16") if mode.name == "padded")
-    assert padded.overrides("float16") == [
-        "performance.preset=plain",
-        "data.image_dtype=float16",
-        "data.pad_channels=true",
-    ]
 
 
 def test_bench_compares_modes_and_names_the_fastest(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    some = [mode for mode in MODES if mode.name in ("eager", "padded", "graph")]
+    some = [mode for mode in MODES if mode.name in ("plain", "fused", "graphed")]
     monkeypatch.setattr("resnet_dist.performance.modes.MODES", some)
     monkeypatch.setattr("resnet_dist.bench.compare.SECONDS", 0.02)
     settings = f"performance.num_threads={torch.get_num_threads()} train.precision=bfloat16 "
     settings += "dist.device=cpu model.width=16 data.train_size=32 train.global_batch_size=4"
     assert bench(["--modes", *settings.split()]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[1:4]] == ["eager", "graph", "padded"]
+    assert [line.split()[0] for line in lines[1:4]] == ["plain", "graphed", "fused"]
     assert "not possible" in lines[2]
-    assert lines[-1].startswith(("fastest: eager; performance.", "fastest: padded; performance."))
+    assert lines[-1].startswith(("fastest: plain; performance.", "fastest: fused; performance."))
