@@ -207,7 +207,8 @@ def train_loader(
 def eval_loader(config: Config, datasets: Datasets, world: World) -> EvalLoader:
     """The loader of the validation split."""
     return build_eval_loader(
-        datasets,
+        datasets.data,
+        datasets.val,
         config.dali,
         batch_size=config.eval.batch_size,
         rank=world.rank,

@@ -65,15 +65,29 @@ class TrainState:
         }
 
     def load_state_dict(self, saved: dict[str, Any], *, is_main: bool) -> None:
-        """Take over a checkpoint. The saved sums of the log interval go to rank 0 alone."""
+        """Take over a checkpoint. The saved sums of the log interval go to rank 0 alone.
+
+        Settings that the checkpoint's optimizer holds copies of stay those of the config. A moving
+        average that the checkpoint lacks begins at its weights.
+        """
         self.step = saved["step"]
         self.model.load_state_dict(saved["model"])
+        settings = [
+            {key: value for key, value in group.items() if key != "params"}
+            for group in self.optimizer.param_groups
+        ]
         self.optimizer.load_state_dict(saved["optimizer"])
+        for group, own in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(own)
         if self.scaler.is_enabled() and saved["scaler"]:
             self.scaler.load_state_dict(saved["scaler"])
-        if self.average is not None and saved["average"] is not None:
-            self.average.load_state_dict(saved["average"])
+        if self.average is not None:
+            self.average.load_state_dict(saved["average"] or saved["model"])
         self.meter.load_state(saved["meter"] if is_main else None)
         self.guard.load_state_dict(saved["guard"])
         self.losses.load_state_dict(saved["losses"])
         self.best_top1, self.best_step = saved["best"]["top1"], saved["best"]["step"]
+
+    def forget_best(self) -> None:
+        """The best evaluation was another run's, in whose folder its checkpoint lies."""
+        self.best_top1, self.best_step = -1.0, -1

@@ -21,7 +21,6 @@ from resnet_dist.build import (
     build_state,
     cadence_of,
     describe_next_batch,
-    eval_loader,
     fingerprint_of,
     samples_of,
 )
@@ -34,7 +33,7 @@ from resnet_dist.data.datasets import Datasets, sync_open_datasets
 from resnet_dist.data.loaders.choice import start_loader_server
 from resnet_dist.data.micro_batches import BatchSplit, choose_batch_split
 from resnet_dist.errors import AgreedError, UserError, report_error
-from resnet_dist.evaluate import sync_evaluate
+from resnet_dist.evaluator import sync_evaluate_checkpoint
 from resnet_dist.faults.diagnosis import sync_diagnose
 from resnet_dist.faults.preflight import sync_preflight
 from resnet_dist.faults.watchdog import sync_build_watchdog
@@ -46,7 +45,6 @@ from resnet_dist.run.lock import sync_own_run_folder
 from resnet_dist.run.outcome import Outcome
 from resnet_dist.run.versions import versions
 from resnet_dist.state import TrainState
-from resnet_dist.step import AUTOCAST_DTYPES
 from resnet_dist.system.ranks import is_started_by_torchrun
 from resnet_dist.system.signals import stopped_exit_code
 from resnet_dist.world import (
@@ -100,6 +98,8 @@ def run(resolved: Resolved, world: World) -> int:
     sync_preflight(world)
     configure_torch(config, world)
     start_loader_server(config.data, world.device)
+    if config.run.evaluate_only:
+        return sync_evaluate_checkpoint(config, world)
     datasets = sync_open_datasets(config, world)
     batch_split = choose_batch_split(config.train, world.size)
     state = sync_attempt(world, build_state, config, datasets, world)
@@ -115,13 +115,10 @@ def run(resolved: Resolved, world: World) -> int:
         describe_next_batch=partial(describe_next_batch, datasets),
         world=world,
     )
-    if config.run.evaluate_only:
-        restore()
-        return evaluate_only(config, state, datasets, world)
-
     config, remarks = sync_attempt(world, choose_preset, config, world)
     watchdog = sync_build_watchdog(config.faults.watchdog_s, folder, world)
-    with sync_own_run_folder(folder, world, config.dist.timeout_s), watchdog:
+    with sync_own_run_folder(folder, world, config.dist.timeout_s) as ownership, watchdog:
+        checkpoints.ownership = ownership
         loaded = restore()
         sync_attempt(world, prepare_run, resolved, state, checkpoints, datasets, world)
         if world.is_main:
@@ -134,6 +131,7 @@ def run(resolved: Resolved, world: World) -> int:
             use.recorder.text(0, "config", run_summary.as_markdown(resolved))
         outcome = fit_or_go_back(config, state, use, datasets, batch_split, checkpoints)
         if world.is_main:
+            checkpoints.check_owned()
             run_summary.closing_report(config, folder, outcome, state.step)
             why = use.stop.reason if outcome is Outcome.STOPPED else None
             write_end(folder, outcome, {"step": state.step, "reason": why})
@@ -219,19 +217,3 @@ def configure_torch(config: Config, world: World) -> None:
     if performance.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-
-
-def evaluate_only(config: Config, state: TrainState, datasets: Datasets, world: World) -> int:
-    """Evaluate the restored model, and its moving average if it has one. Writes no file."""
-    models = {"val/": state.model}
-    if state.average is not None:
-        models["val/ema_"] = state.average.module
-    loader = eval_loader(config, datasets, world)
-    dtype = AUTOCAST_DTYPES[config.train.precision]
-    for prefix, model in models.items():
-        result = sync_evaluate(
-            model, loader, world=world, autocast_dtype=dtype, flip=config.eval.flip
-        )
-        if world.is_main:
-            print(run_summary.evaluation_line(prefix, state.step, result), flush=True)
-    return 0

@@ -106,8 +106,10 @@ def eval_loader(
     num_workers: int = 0,
 ) -> EvalLoader:
     """The loader of `config.data.loader`."""
+    datasets = datasets_of(config, index, global_batch_size=1)
     return build_eval_loader(
-        datasets_of(config, index, global_batch_size=1),
+        datasets.data,
+        datasets.val,
         config.dali,
         batch_size=batch_size,
         rank=rank,

@@ -11,6 +11,7 @@ import hashlib
 import io
 import os
 import struct
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
@@ -61,11 +62,18 @@ class _HashingWriter(io.RawIOBase):
         return len(data)
 
 
-def write_checkpoint(path: Path, payload: dict[str, Any], *, is_trial: bool = False) -> None:
+def write_checkpoint(
+    path: Path,
+    payload: dict[str, Any],
+    *,
+    is_trial: bool = False,
+    before_commit: Callable[[], object] | None = None,
+) -> None:
     """Serialise, make durable, and give the file its name. Raises OSError (for example ENOSPC).
 
     `payload` holds tensors and plain containers only, so that it loads with `weights_only=True`.
-    A trial passes no failpoints.
+    A trial passes no failpoints. `before_commit` is called before the file gets its name; if it
+    raises, it gets none.
     """
 
     def write(file: BinaryIO) -> None:
@@ -79,6 +87,8 @@ def write_checkpoint(path: Path, payload: dict[str, Any], *, is_trial: bool = Fa
         _append_checksum(file, writer.sha256.hexdigest())
 
     def at_stage(stage: str) -> None:
+        if stage == "before_rename" and before_commit is not None:
+            before_commit()
         if not is_trial:
             failpoint(f"checkpoint.{stage}")
 

@@ -6,7 +6,8 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from resnet_dist.checkpoint.manager import CheckpointManager, Loaded, sync_load
+from resnet_dist.checkpoint.choice import Loaded, sync_load
+from resnet_dist.checkpoint.manager import CheckpointManager
 from resnet_dist.config import Config
 from resnet_dist.config.load import Difference, exact_differences
 from resnet_dist.errors import AgreedError, UserError
@@ -27,6 +28,9 @@ class Stateful(Protocol):
     def load_state_dict(self, saved: dict[str, Any], *, is_main: bool) -> None:
         """Take over a checkpoint's content. `is_main`: this is rank 0."""
 
+    def forget_best(self) -> None:
+        """The best evaluation was another run's."""
+
 
 def sync_restore(
     state: Stateful,
@@ -44,15 +48,15 @@ def sync_restore(
     Returns None for a new run. Raises UserError if the checkpoint is of another run.
     """
     failpoint("resume.before_load")
-    run = config.run
-    needs_checkpoint = run.evaluate_only and run.resume == "auto"
-    loaded = sync_load(checkpoints, "required" if needs_checkpoint else run.resume, world)
+    loaded = sync_load(checkpoints, config.run.resume, world)
     if loaded is None:
         return None
     check_fingerprint(loaded, config, fingerprint)
     sync_attempt(world, check_next_batch, loaded, config, describe_next_batch)
     state.load_state_dict(loaded.payload, is_main=world.is_main)
-    loaded.notes.extend(_batch_split_notes(loaded.payload, fingerprint))
+    if loaded.path.resolve().parent != checkpoints.folder.resolve():
+        state.forget_best()
+    loaded.notes.extend(_change_notes(loaded.payload, config, fingerprint))
     failpoint("resume.after_load")
     return loaded
 
@@ -63,17 +67,16 @@ def check_fingerprint(loaded: Loaded, config: Config, current: dict[str, Any]) -
     Raises AgreedError with the same words on every rank, since all have the same bytes.
     """
     saved = loaded.payload
+    reject_architecture(loaded, config, "optim.name")
     if saved["num_classes"] != current["num_classes"]:
         raise AgreedError(
             f"checkpoint ({loaded.path}): its model has {saved['num_classes']} classes, the data "
             f"{current['num_classes']}; give data.root the data it was trained on"
         )
+    if list(saved["classes"]) != list(current["classes"]):
+        raise AgreedError(_other_classes(loaded, list(current["classes"])))
     differences = exact_differences(saved["config"], config)
-    fixed = ARCHITECTURE if config.run.evaluate_only else (*ARCHITECTURE, "optim.name")
-    impossible = [each for each in differences if each.key in fixed]
-    if impossible:
-        raise AgreedError(_rejection(loaded, impossible, "give run.dir a new folder"))
-    if config.run.allow_config_change or config.run.evaluate_only:
+    if config.run.allow_config_change:
         return
     others = []
     if saved["data"]["train"] != current["data"]["train"]:
@@ -81,6 +84,29 @@ def check_fingerprint(loaded: Loaded, config: Config, current: dict[str, Any]) -
     if differences or others:
         remedy = "undo that, give run.dir a new folder, or set run.allow_config_change=true"
         raise AgreedError(_rejection(loaded, [*differences, *others], remedy))
+
+
+def reject_architecture(loaded: Loaded, config: Config, *also: str) -> None:
+    """Raises AgreedError if the checkpoint's model is of another architecture, or another of the
+    settings named in `also` differs, which nothing can allow."""
+    differences = exact_differences(loaded.payload["config"], config)
+    impossible = [each for each in differences if each.key in (*ARCHITECTURE, *also)]
+    if impossible:
+        raise AgreedError(_rejection(loaded, impossible, "give run.dir a new folder"))
+
+
+def _other_classes(loaded: Loaded, now: list[str]) -> str:
+    """What a model's outputs mean is not what the data's labels are."""
+    before = list(loaded.payload["classes"])
+    gone = [name for name in before if name not in set(now)]
+    new = [name for name in now if name not in set(before)]
+    what = "the same names in another order"
+    if gone or new:
+        what = f"missing: {', '.join(gone[:5]) or 'none'}; new: {', '.join(new[:5]) or 'none'}"
+    return (
+        f"checkpoint ({loaded.path}): its classes are not those of the data ({what}); give "
+        f"data.root the data it was trained on, or start a new run"
+    )
 
 
 def check_next_batch(
@@ -91,7 +117,7 @@ def check_next_batch(
     The settings and the data are the checkpoint's (see `check_fingerprint`), so what differs is
     code: this package's, or NumPy's. Every rank looks for itself: nodes may differ.
     """
-    if config.run.allow_config_change or config.run.evaluate_only:
+    if config.run.allow_config_change:
         return
     saved, step = loaded.payload, loaded.payload["step"]
     if saved["next_batch"] == describe_next_batch(step)["next_batch"]:
@@ -115,11 +141,28 @@ def _rejection(loaded: Loaded, differences: Sequence[Difference | str], remedy: 
     return f"checkpoint ({loaded.path}): was made with other settings; {remedy}:\n  {lines}"
 
 
-def _batch_split_notes(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
-    before, now = (each["batch_split"]["accumulation_steps"] for each in (saved, current))
-    if before == now:
-        return []
-    return [
-        f"each step is now cut into {now} micro-batches instead of {before}, so batch norm sees "
-        f"groups of another size; train.accumulation_steps={before} would keep them"
-    ]
+def _change_notes(saved: dict[str, Any], config: Config, current: dict[str, Any]) -> list[str]:
+    """What differs from the run that made the checkpoint, and was allowed to."""
+    notes = [f"changed: {each}" for each in exact_differences(saved["config"], config)]
+    if saved["data"]["train"] != current["data"]["train"]:
+        notes.append("changed: the training samples are not those of the checkpoint")
+    if saved["data"]["val"] != current["data"]["val"]:
+        notes.append(
+            "changed: the validation samples are not those of the checkpoint, so accuracies before "
+            "and after this are not comparable, and best.pt may be of the former"
+        )
+    if config.train.ema_decay is not None and saved["average"] is None:
+        notes.append("the checkpoint has no moving average: it begins at the checkpoint's weights")
+    before, now = saved["batch_split"], current["batch_split"]
+    if before["accumulation_steps"] != now["accumulation_steps"]:
+        notes.append(
+            f"each step is now cut into {now['accumulation_steps']} micro-batches instead of "
+            f"{before['accumulation_steps']}, so batch norm sees groups of another size; "
+            f"train.accumulation_steps={before['accumulation_steps']} would keep them"
+        )
+    if before["world_size"] != now["world_size"] and not config.train.sync_batch_norm:
+        notes.append(
+            f"{now['world_size']} ranks instead of {before['world_size']} with "
+            f"train.sync_batch_norm=false: batch norm sees groups of another size"
+        )
+    return notes

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from resnet_dist.checkpoint.manager import CheckpointManager, sync_load
+from resnet_dist.checkpoint.choice import sync_load
+from resnet_dist.checkpoint.manager import CheckpointManager
 from resnet_dist.checkpoint.restore import Stateful
 from resnet_dist.errors import GuardError, UserError
 from resnet_dist.world import World, sync_attempt

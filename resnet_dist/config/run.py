@@ -20,9 +20,12 @@ class RunConfig:
     """Run folder: resolved config, versions, logs, checkpoints, curves.png."""
     resume: str = setting("auto", free=True)
     """auto: resume in the run folder if it holds a checkpoint; never: start from step 0 in an empty
-    folder; required: fail if there is no checkpoint; PATH: start from that checkpoint file."""
+    folder; required or last: fail if there is no checkpoint; best: go back to best.pt; PATH: start
+    from that checkpoint file. Going back to a checkpoint of the run folder quarantines the
+    later ones."""
     evaluate_only: bool = setting(False, free=True)
-    """Evaluate the checkpoint that `run.resume` names, train nothing."""
+    """Evaluate the checkpoint that `run.resume` names (auto: the newest); train and write
+    nothing."""
     allow_config_change: bool = setting(False, free=True)
     """Resume although settings that change the mathematics differ from the checkpoint's."""
 

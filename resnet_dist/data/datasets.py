@@ -64,12 +64,39 @@ def sync_open_datasets(config: Config, world: World) -> Datasets:
     )
 
 
+def sync_open_validation(
+    config: Config, world: World, *, classes: list[str]
+) -> tuple[DataConfig, Index | SyntheticIndex]:
+    """The validation split alone, its labels numbered by `classes`, of which it may have some. All
+    ranks must call it. Returns the data's settings, with `root` where none was given, as well.
+
+    Raises UserError, the same on all ranks, also for a class that `classes` lacks.
+    """
+    if choose_loader(config.data, world.device) == "synthetic":
+        return config.data, SYNTHETIC_VAL
+
+    def open_it(build: bool) -> tuple[DataConfig, Index]:
+        shows = build and world.is_main
+        data = _with_root(config.data, show_progress=shows)
+        split = data.val_split
+        index = open_index(data, split, classes=classes, build=build, show_progress=shows)
+        return data, index
+
+    built = sync_attempt(world, lambda: open_it(True) if world.local_rank == 0 else None)
+    return sync_attempt(world, lambda: built or open_it(False))
+
+
+def _with_root(data: DataConfig, *, show_progress: bool) -> DataConfig:
+    """With the embedded data set, which is made if need be, where no data is named."""
+    if data.root is not None:
+        return data
+    root = ensure_shapes(cache_root(data), show_progress=show_progress)
+    return replace(data, root=str(root), train_split="train", val_split="val")
+
+
 def open_datasets(config: Config, *, build: bool, show_progress: bool) -> Datasets:
     """Open both indexes in this process alone; `build`: make what is missing or out of date."""
-    data = config.data
-    if data.root is None:
-        root = ensure_shapes(cache_root(data), show_progress=show_progress)
-        data = replace(data, root=str(root), train_split="train", val_split="val")
+    data = _with_root(config.data, show_progress=show_progress)
     train = open_index(data, data.train_split, build=build, show_progress=show_progress)
     val = open_index(
         data, data.val_split, classes=train.classes, build=build, show_progress=show_progress

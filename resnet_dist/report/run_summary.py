@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from resnet_dist.checkpoint.manager import Loaded
+from resnet_dist.checkpoint.choice import Loaded
 from resnet_dist.config import Config
 from resnet_dist.config.help.listing import describe
 from resnet_dist.config.load import Resolved
@@ -15,6 +15,7 @@ from resnet_dist.data.loaders.choice import choose_loader
 from resnet_dist.data.loaders.memory_backend import decoded_bytes
 from resnet_dist.data.nvjpeg import fallback_note
 from resnet_dist.metrics.jsonl import read_records
+from resnet_dist.optim.schedules import build_schedule
 from resnet_dist.report.curves import write_curves
 from resnet_dist.report.preview import derived_lines, difference_notes
 from resnet_dist.report.table import epoch_table, final_lines
@@ -48,8 +49,22 @@ def opening_lines(
         lines.append(f"note: {note}")
     if loaded is not None:
         lines += [f"note: {note}" for note in loaded.notes]
-        lines.append(f"resuming from {loaded.path} at step {loaded.payload['step']}")
+        lines.append(f"resuming from {loaded.path} at {_position(config, datasets, loaded)}")
     return lines
+
+
+def _position(config: Config, datasets: Datasets, loaded: Loaded) -> str:
+    """Where in the run as it is now a checkpoint stands."""
+    step = loaded.payload["step"]
+    per_epoch = len(datasets.train) // config.train.global_batch_size
+    total = per_epoch * config.train.epochs
+    if step >= total:
+        return f"step {step}: all {total} steps of {config.train.epochs} epochs are done"
+    lr_of = build_schedule(
+        config.schedule, lr=config.optim.lr, steps_per_epoch=per_epoch, num_steps=total
+    )
+    epoch = f"epoch {step / per_epoch:.4g} of {config.train.epochs}"
+    return f"step {step} of {total} ({epoch}, learning rate {lr_of(step):.4g})"
 
 
 def _decodes_on_gpu(config: Config, world: World) -> bool:

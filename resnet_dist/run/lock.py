@@ -60,6 +60,37 @@ class Owner:
         return self.pid is not None and self.host == socket.gethostname()
 
 
+class LostFolderError(UserError):
+    """The path of the run folder no longer leads to the folder that this process owns."""
+
+
+class Ownership:
+    """What holds while a process owns a run folder."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        """`path`: the lock file, open and locked as `descriptor`."""
+        self._path = path
+        self._identity = _identity(os.fstat(descriptor))
+
+    def check(self) -> None:
+        """Raises LostFolderError if the path leads elsewhere: what is written by path then would
+        land in another run's folder."""
+        try:
+            is_mine = _identity(self._path.stat()) == self._identity
+        except OSError:
+            is_mine = False
+        if not is_mine:
+            raise LostFolderError(
+                f"run.dir ({self._path.parent}): is not the folder any more in which this run "
+                f"began: it was removed, moved or replaced; nothing more is written there, and the "
+                f"run stops. Start it again, from where its folder is now if it was moved"
+            )
+
+
+def _identity(stat: os.stat_result) -> tuple[int, int]:
+    return stat.st_dev, stat.st_ino
+
+
 class FolderInUseError(UserError):
     """Another process owns the folder."""
 
@@ -84,7 +115,7 @@ def owner_of(folder: Path) -> Owner | None:
 
 
 @contextmanager
-def own_run_folder(folder: Path, *, job: str | None = None) -> Iterator[None]:
+def own_run_folder(folder: Path, *, job: str | None = None) -> Iterator[Ownership]:
     """Own the folder while inside. Raises FolderInUseError that names the process that owns it.
 
     `job`: id that all starts of this process's elastic job share, if it is of one.
@@ -104,7 +135,7 @@ def own_run_folder(folder: Path, *, job: str | None = None) -> Iterator[None]:
         # In this order nobody reads an empty file, or half a line of the owner before.
         os.pwrite(descriptor, line, 0)
         os.ftruncate(descriptor, len(line))
-        yield
+        yield Ownership(path, descriptor)
 
 
 def _read_owner(path: Path) -> Owner:
@@ -116,8 +147,8 @@ def _read_owner(path: Path) -> Owner:
 
 
 @contextmanager
-def sync_own_run_folder(folder: Path, world: World, timeout_s: float) -> Iterator[None]:
-    """Rank 0 owns the folder while all are inside. All ranks must call it.
+def sync_own_run_folder(folder: Path, world: World, timeout_s: float) -> Iterator[Ownership | None]:
+    """Rank 0 owns the folder while all are inside; the others get None. All ranks must call it.
 
     Waits for a former rank 0 of the same elastic job, for `timeout_s`, a collective's time-out, and
     a little more. Raises UserError, the same on all ranks.
@@ -137,7 +168,7 @@ def sync_own_run_folder(folder: Path, world: World, timeout_s: float) -> Iterato
 
         while not sync_broadcast_object(sync_attempt(world, own), world):
             continue
-        yield
+        yield waiting.ownership
 
 
 class _Waiting:
@@ -146,6 +177,7 @@ class _Waiting:
     def __init__(self, stack: ExitStack, folder: Path, job: str | None) -> None:
         self._stack, self._folder, self._job = stack, folder, job
         self._has_spoken = False
+        self.ownership: Ownership | None = None
 
     def try_until(self, end: float, *, is_last: bool) -> bool:
         """Try to own the folder until the time `end`; whether that succeeded.
@@ -154,7 +186,8 @@ class _Waiting:
         """
         while True:
             try:
-                self._stack.enter_context(own_run_folder(self._folder, job=self._job))
+                owning = own_run_folder(self._folder, job=self._job)
+                self.ownership = self._stack.enter_context(owning)
                 return True
             except FolderInUseError as error:
                 is_same_job = self._job is not None and error.owner.job == self._job

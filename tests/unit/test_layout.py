@@ -23,6 +23,7 @@ LEVELS = [
     {"performance", "evaluate"},
     {"loop"},
     {"build"},
+    {"evaluator"},
     {"trainer"},
     {"train"},
     {"bench", "inspect", "prepare", "selftest"},

@@ -173,8 +173,8 @@ def _renumber(index: Index, classes: list[str]) -> Index:
     if unknown:
         more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
         raise UserError(
-            f"data.val_split ({index.folder}): holds classes that the training split lacks: "
-            f"{', '.join(unknown[:5])}{more}; remove them or add them to the training split"
+            f"data.val_split ({index.folder}): holds classes that the training split (or the "
+            f"checkpoint) lacks: {', '.join(unknown[:5])}{more}; remove them, or name other data"
         )
     if classes == index.classes:
         return index

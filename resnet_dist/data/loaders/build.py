@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from resnet_dist.config import DaliConfig
+from resnet_dist.config import DaliConfig, DataConfig
 from resnet_dist.data.datasets import Datasets
 from resnet_dist.data.index.index import Index
 from resnet_dist.data.index.synthetic import SyntheticIndex
@@ -45,7 +45,8 @@ def build_train_loader(
 
 
 def build_eval_loader(
-    datasets: Datasets,
+    data: DataConfig,
+    val: Index | SyntheticIndex,
     dali: DaliConfig,
     *,
     batch_size: int,
@@ -55,10 +56,10 @@ def build_eval_loader(
     num_workers: int,
 ) -> EvalLoader:
     """The loader that evaluates. Raises UserError as `build_train_loader`."""
-    num_samples = len(datasets.val)
+    num_samples = len(val)
     backend = build_backend(
-        datasets.val,
-        EvalSpecs(datasets.data, datasets.val),
+        val,
+        EvalSpecs(data, val),
         dali,
         most=min(batch_size, num_samples),
         device=device,

@@ -14,13 +14,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from resnet_dist.checkpoint.choice import sync_load
 from resnet_dist.checkpoint.files import (
     CorruptCheckpointError,
     decode_checkpoint,
     read_verified,
     write_checkpoint,
 )
-from resnet_dist.checkpoint.manager import CheckpointManager, sync_load
+from resnet_dist.checkpoint.manager import CheckpointManager
 from resnet_dist.config import CheckpointConfig
 from resnet_dist.errors import UserError
 from resnet_dist.world import World
@@ -188,7 +189,7 @@ def test_each_resume_mode_finds_what_it_promises(tmp_path: Path) -> None:
     assert sync_load(manager, "never", WORLD) is None
     with pytest.raises(UserError, match="no checkpoint in"):
         sync_load(manager, "required", WORLD)
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match="is no file"):
         sync_load(manager, str(tmp_path / "nowhere.pt"), WORLD)
     save(manager, 1, 2)
     for mode in ("auto", "required"):
@@ -197,8 +198,6 @@ def test_each_resume_mode_finds_what_it_promises(tmp_path: Path) -> None:
         assert loaded.payload["step"] == 2
     with pytest.raises(UserError, match="already holds a run"):
         sync_load(manager, "never", WORLD)
-    with pytest.raises(UserError, match="later checkpoint"):
-        sync_load(manager, str(manager.path(1)), WORLD)
 
 
 def test_a_named_start_gives_way_to_the_runs_own_checkpoints(tmp_path: Path) -> None:
@@ -211,7 +210,7 @@ def test_a_named_start_gives_way_to_the_runs_own_checkpoints(tmp_path: Path) -> 
     loaded = sync_load(own, str(other.path(7)), WORLD)
     assert loaded is not None
     assert loaded.payload["step"] == 9
-    assert "resuming from those" in loaded.notes[0]
+    assert "resuming from one" in loaded.notes[0]
 
 
 KILLS = [
