@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from resnet_dist import __version__
+from resnet_dist.system.output import keep_output_safe
 
 VERBS = {
     "train": ("resnet_dist.train:start_and_train", "train a network on this machine"),
@@ -28,6 +29,7 @@ VERBS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb. Returns its exit code."""
+    keep_output_safe()
     verb, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     if verb in ("-h", "--help", "help"):
         print(_help())

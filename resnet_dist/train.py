@@ -21,6 +21,7 @@ from resnet_dist.config.load import Resolved, load_config
 from resnet_dist.data.micro_batches import choose_batch_split
 from resnet_dist.errors import UserError, report_error
 from resnet_dist.report import preview
+from resnet_dist.system.output import keep_output_safe
 from resnet_dist.system.ranks import is_started_by_torchrun, launched_ranks
 from resnet_dist.system.signals import stop_at_once_on_signals
 from resnet_dist.system.torchrun import count_gpus, run_ranks
@@ -53,6 +54,7 @@ def _start(
     prog: str,
 ) -> int:
     """Check the settings, then do what `choose` says. Bad input is answered once, by rank 0."""
+    keep_output_safe()
     stop_at_once_on_signals()
     try:
         arguments = parse_arguments(argv, prog=prog, description="Train a ResNet.")

@@ -17,7 +17,8 @@ import torch
 import torch.distributed as dist
 
 from resnet_dist.errors import GuardError
-from resnet_dist.system.signals import STOP_SIGNALS
+from resnet_dist.system.output import say_now
+from resnet_dist.system.signals import signals_to_handle
 from resnet_dist.world import World
 
 STALLED_EXIT_CODE = GuardError.exit_code
@@ -50,7 +51,8 @@ class StopSignal:
 
     def __enter__(self) -> StopSignal:
         """Take over the signals. Main thread only."""
-        self._previous = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS}
+        handled = signals_to_handle()
+        self._previous = {number: signal.signal(number, self._handle) for number in handled}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -66,6 +68,9 @@ class StopSignal:
             os._exit(128 + number)
         if self._signal is None:
             self._signal = number
+            if self._world.is_main:
+                name = signal.Signals(number).name
+                say_now(f"{name}: stopping after this step, saving a checkpoint")
         self.request()
 
     def request(self) -> None:

@@ -108,7 +108,7 @@ def owner_of(folder: Path) -> Owner | None:
     if not os.access(path, os.R_OK | os.W_OK):
         return None
     try:
-        with locked(path, wait=False):
+        with locked(path, wait=False, must=True):
             return None
     except OSError:  # locked; or a file system without locks: whoever is named there may well run
         return _read_owner(path)

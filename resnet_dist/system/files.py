@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import sys
@@ -46,25 +47,57 @@ def replace_file(
 
 
 def sync_folder(folder: Path) -> None:
-    """Make new names, renames and removals in a folder durable."""
+    """Make new names, renames and removals in a folder durable.
+
+    A file system that cannot is warned of, once.
+    """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        _warn_or_raise(error, folder, "a power cut may lose the newest files there")
     finally:
         os.close(descriptor)
 
 
+_UNSUPPORTED = (errno.ENOSYS, errno.ENOLCK, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP)
+_warned: set[tuple[Path, str]] = set()
+
+
+def _warn_or_raise(error: OSError, folder: Path, lost: str) -> None:
+    """Warn once that a file system lacks something, and say what is no longer guarded; raise any
+    other error."""
+    if error.errno not in _UNSUPPORTED:
+        raise error
+    if (folder, lost) not in _warned:
+        _warned.add((folder, lost))
+        print(
+            f"warning: the file system of {folder} lacks something ({error.strerror}): {lost}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
 @contextmanager
-def locked(path: Path, *, wait: bool = True) -> Iterator[int]:
+def locked(path: Path, *, wait: bool = True, must: bool = False) -> Iterator[int]:
     """Hold an exclusive lock on a file, which is made if it is not there; yields its descriptor.
 
     The lock is the kernel's: it ends with the process that holds it, however that ends, so none is
     ever stale. On NFS it holds between nodes. Raises BlockingIOError if `wait` is False and another
-    process holds it, OSError if the file cannot be made; leaves its content alone.
+    process holds it, OSError if the file cannot be made; leaves its content alone. A file system
+    without locks is warned of, once; with `must` that is an OSError too.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            if must:
+                raise
+            lost = f"nothing keeps two processes from using {path.name} at once: start only one"
+            _warn_or_raise(error, path.parent, lost)
         yield descriptor
     finally:
         os.close(descriptor)

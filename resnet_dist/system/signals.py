@@ -6,6 +6,9 @@ import os
 import signal
 from types import FrameType
 
+from resnet_dist.system.output import say_now
+from resnet_dist.system.ranks import is_started_by_torchrun
+
 STOPPED_EXIT_CODE = 75
 """Exit code for "stopped, to be continued" (EX_TEMPFAIL of sysexits.h)."""
 
@@ -13,7 +16,33 @@ STOPPED_CODE_VARIABLE = "RESNET_DIST_STOPPED_EXIT_CODE"
 """Environment variable that replaces that code. 0 for a launcher that asked for the stop: torchrun
 restarts workers that end with any other code."""
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+STOP_SIGNALS = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+)
+
+
+AGENTS_SIGNALS_VARIABLE = "TORCHELASTIC_SIGNALS_TO_HANDLE"
+"""Environment variable of torchrun's agent: the signals that it hands to its workers."""
+
+
+def signals_to_handle() -> list[signal.Signals]:
+    """The stop signals but those that this process was started to ignore (nohup: SIGHUP).
+
+    Workers of torchrun handle what its agent handles, which it does whatever it was started with:
+    it kills workers that do not end.
+    """
+    handled_by_agent = os.environ.get(AGENTS_SIGNALS_VARIABLE, "SIGTERM,SIGINT,SIGHUP,SIGQUIT")
+    agents = handled_by_agent.split(",") if is_started_by_torchrun() else []
+    return [
+        number
+        for number in STOP_SIGNALS
+        if number.name in agents or signal.getsignal(number) is not signal.SIG_IGN
+    ]
 
 
 def stopped_exit_code() -> int:
@@ -31,9 +60,9 @@ def stop_at_once_on_signals() -> None:
 
     def leave(number: int, frame: FrameType | None) -> None:
         del frame
-        text = f"stopped by {signal.Signals(number).name} while not training; nothing is lost\n"
-        os.write(2, text.encode())
+        name = signal.Signals(number).name
+        say_now(f"stopped by {name} while not training; nothing is lost")
         os._exit(code)
 
-    for number in STOP_SIGNALS:
+    for number in signals_to_handle():
         signal.signal(number, leave)

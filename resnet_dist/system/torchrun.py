@@ -18,7 +18,11 @@ from types import FrameType
 import psutil
 
 from resnet_dist.errors import GuardError, UserError
-from resnet_dist.system.signals import stopped_exit_code
+from resnet_dist.system.signals import (
+    AGENTS_SIGNALS_VARIABLE,
+    signals_to_handle,
+    stopped_exit_code,
+)
 
 _FORWARDED = (signal.SIGUSR1, signal.SIGUSR2)
 """Signals that stop the training but would kill the agent."""
@@ -39,13 +43,19 @@ def run_ranks(nproc: int, module: str, arguments: Sequence[str]) -> int:
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.run import parse_args, run
+    from torch.distributed.run import get_args_parser, parse_args, run
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun's default, without its warning
     logging.disable(logging.CRITICAL)  # the agent's reports of what the ranks have said themselves
     for number in _FORWARDED:
         signal.signal(number, _forward)
-    command = ["--standalone", f"--nproc-per-node={nproc}", "-m", module, *arguments]
+    # Whatever this was started to ignore, the agent would handle.
+    handled = ",".join(one.name for one in signals_to_handle() if one not in _FORWARDED)
+    os.environ[AGENTS_SIGNALS_VARIABLE] = handled
+    command = ["--standalone", f"--nproc-per-node={nproc}"]
+    if "--signals-to-handle" in get_args_parser()._option_string_actions:
+        command.append(f"--signals-to-handle={handled}")
+    command += ["-m", module, *arguments]
     try:
         run(parse_args(command))  # type: ignore[no-untyped-call]
     except ChildFailedError as error:

@@ -23,8 +23,7 @@ from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
 
 from resnet_dist.system.processes import die_with_parent
-
-_PARENTS_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+from resnet_dist.system.signals import STOP_SIGNALS
 
 
 def start_server() -> None:
@@ -39,7 +38,8 @@ def start_server() -> None:
     ours = [name for name in sys.modules if name.startswith("resnet_dist.") and name != main]
     multiprocessing.set_forkserver_preload(ours)
     # Starting it unblocks SIGINT and SIGTERM (Python 3.11), and the server would start it first.
-    resource_tracker.ensure_running()
+    with _signals_held_back():
+        resource_tracker.ensure_running()
     with _signals_held_back():
         forkserver.ensure_running()
 
@@ -71,7 +71,7 @@ def _start(trainer_pid: int, set_up: Callable[[], object] | None) -> None:
 @contextmanager
 def _signals_held_back() -> Iterator[None]:
     """The server inherits the blocked signals, and so do its children until `isolate`."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _PARENTS_SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
     finally:
@@ -80,9 +80,9 @@ def _signals_held_back() -> Iterator[None]:
 
 def isolate(trainer_pid: int) -> None:
     """First call in a helper: leave signals to the trainer, and die when it or the server dies."""
-    for number in _PARENTS_SIGNALS:
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _PARENTS_SIGNALS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     die_with_parent()  # the server
     try:
         trainer = os.pidfd_open(trainer_pid)

@@ -6,13 +6,17 @@ import os
 import random
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 
-from resnet_dist.system.signals import STOPPED_EXIT_CODE
+import pytest
+
+from resnet_dist.system.signals import STOP_SIGNALS, STOPPED_EXIT_CODE
 from tests.faults.waiting import wait_until
-from tests.launch import newest_checkpoint, train
+from tests.launch import TINY, newest_checkpoint, train
 
 SLOW = {"RESNET_DIST_FAILPOINT": "step.begin@1-=sleep:0.1"}
 SETTINGS = ["checkpoint.every_steps=7"]
@@ -41,7 +45,7 @@ def signal_when(log: Path, text: str, rank: int, *numbers: int) -> threading.Thr
 def test_a_signal_to_one_rank_of_four_stops_all_with_a_checkpoint(
     run_root: Path, tmp_path: Path
 ) -> None:
-    number = random.choice([signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
+    number = random.choice(STOP_SIGNALS)
     run_dir = tmp_path / "run"
     thread = signal_when(tmp_path / "run.log", "step 2/", 2, number)
     ended = train(4, run_root, run_dir, *SETTINGS, environment=SLOW, check=False)
@@ -76,3 +80,38 @@ def test_a_signal_before_training_begins_ends_the_process(run_root: Path, tmp_pa
     thread.join()
     assert ended.codes == [STOPPED_EXIT_CODE]
     assert "stopped by SIGUSR1 while not training" in ended.output
+
+
+@pytest.mark.parametrize("nproc", [1, 2])
+@pytest.mark.parametrize("is_ignored", [True, False], ids=["nohup", "plain"])
+def test_a_terminal_that_closes(
+    run_root: Path, tmp_path: Path, nproc: int, is_ignored: bool
+) -> None:
+    """Its SIGHUP reaches the whole group: the run saves and stops, but under nohup it continues."""
+    run_dir, log = tmp_path / "run", tmp_path / "log"
+    words = [f"run.dir={run_dir}", f"data.root={run_root}", "log.tensorboard=false"]
+    command = [sys.executable, "-m", "resnet_dist", "train", "--nproc", str(nproc)]
+
+    def hang_up() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN if is_ignored else signal.SIG_DFL)
+
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [*command, *TINY, *words],
+            stdout=file,
+            stderr=file,
+            env={**os.environ, **SLOW},
+            start_new_session=True,
+            preexec_fn=hang_up,
+        )
+    wait_until(lambda: "step 2/" in log.read_text(), what="the second step")
+    os.killpg(process.pid, signal.SIGHUP)
+    code = process.wait(timeout=100)
+    said = log.read_text()
+    if is_ignored:
+        assert code == 0, said
+        assert newest_checkpoint(run_dir)["step"] == 20
+    else:
+        assert code == STOPPED_EXIT_CODE, said
+        assert "SIGHUP: stopping after this step, saving a checkpoint" in said
+        assert 2 <= newest_checkpoint(run_dir)["step"] < 20
