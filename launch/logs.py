@@ -12,6 +12,7 @@ from launch.records.submissions import expand, submissions
 from launch.reports.follow import Tail
 from launch.reports.text import print_error
 from resnet_dist.errors import UserError
+from resnet_dist.system.paths import expanded
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--node", type=int, default=0, help="number of the node in the job (0)")
     arguments = parser.parse_args(argv)
     try:
-        path = find_log(arguments.run.expanduser(), arguments.node)
+        path = find_log(expanded(arguments.run, "RUN"), arguments.node)
     except UserError as error:
         return print_error(error)
     print(f"==> {path} <==", flush=True)

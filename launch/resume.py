@@ -20,6 +20,7 @@ from launch.submission.request import Request, absolute
 from resnet_dist.config.load import Resolved, exact_differences, load_config, to_flat
 from resnet_dist.errors import UserError
 from resnet_dist.run.outcome import Outcome
+from resnet_dist.system.paths import expanded
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_intermixed_args(argv)
     try:
         worst = 0
-        for run_dir in _unfinished(arguments.run.expanduser()):
+        for run_dir in _unfinished(expanded(arguments.run, "RUN")):
             last = _last_submission(run_dir)
             options = given_options(arguments)
             request = Request(

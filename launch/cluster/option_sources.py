@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from launch.cluster.options import ClusterConfig, option
 from resnet_dist.config.load import shipped_configs
 from resnet_dist.errors import UserError
+from resnet_dist.system.paths import expanded
 
 
 def cluster_files() -> dict[str, Path]:
@@ -85,7 +86,7 @@ _Loader.add_implicit_resolver(
 
 
 def _read(name: str) -> dict[str, Any]:
-    path, shipped = Path(name).expanduser(), cluster_files()
+    path, shipped = expanded(name, "--cluster"), cluster_files()
     if not path.is_file():
         if name not in shipped:
             raise UserError(

@@ -29,6 +29,7 @@ from launch.records.journal import (
 from resnet_dist.config import Config
 from resnet_dist.errors import UserError
 from resnet_dist.run.folder import run_folder
+from resnet_dist.system.paths import expanded
 
 _POLL_S = 0.5
 
@@ -60,7 +61,7 @@ def examine(cluster: ClusterConfig, config: Config) -> Findings:
         (Path(config.data.cache_dir or "~/.cache/resnet_dist"), cluster.min_free_disk_gib),
         (Path("/dev/shm"), cluster.min_free_shm_gib),
     ]
-    problems += [line for folder, gib in needs for line in _room(folder.expanduser(), gib)]
+    problems += [line for folder, gib in needs for line in _room(expanded(folder, "--needs"), gib)]
     problems += _data(config)
     return Findings(problems, visible, gpus)
 
@@ -91,7 +92,7 @@ def _data(config: Config) -> list[str]:
         return []
     problems = []
     for split in (config.data.train_split, config.data.val_split):
-        folder = Path(config.data.root).expanduser() / split
+        folder = expanded(config.data.root, "data.root") / split
         try:
             with os.scandir(folder) as entries:
                 if next(entries, None) is None:

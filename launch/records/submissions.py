@@ -17,6 +17,7 @@ from typing import Any
 
 from resnet_dist.errors import UserError
 from resnet_dist.system.json_files import read_json, write_json
+from resnet_dist.system.paths import expanded
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def expand(folder: Path) -> list[Path]:
 def find_runs(names: Sequence[str]) -> list[Path]:
     """The run folders that are named, or all below `runs/`. Raises UserError."""
     if names:
-        return [path for name in names for path in expand(Path(name).expanduser())]
+        return [path for name in names for path in expand(expanded(name, "RUN"))]
     found = sorted(path.parent for path in Path("runs").glob("*/submissions"))
     if not found:
         raise UserError("runs/: holds no submitted run; give a run folder")

@@ -31,6 +31,7 @@ from resnet_dist.errors import UserError
 from resnet_dist.run.folder import run_folder
 from resnet_dist.system.files import replace_file
 from resnet_dist.system.json_files import write_json
+from resnet_dist.system.paths import expanded
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,7 @@ def absolute(resolved: Resolved) -> Resolved:
 
 
 def _absolute(path: str | Path) -> Path:
-    return Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100 (keeps links)
+    return Path(os.path.abspath(expanded(path, "path")))  # noqa: PTH100 (keeps links)
 
 
 def _write_config(path: Path, resolved: Resolved) -> None:

@@ -16,6 +16,7 @@ from resnet_dist.errors import UserError
 from resnet_dist.run.checkpoint_files import BEST
 from resnet_dist.run.evidence import evidence_of_a_run
 from resnet_dist.system.json_files import read_lines
+from resnet_dist.system.paths import expanded
 from resnet_dist.world import World, sync_attempt, sync_broadcast_bytes, sync_broadcast_object
 
 WORDS = ("auto", "never", "required", "last", "best")
@@ -84,7 +85,7 @@ def choose(manager: CheckpointManager, resume: str, *, may_write: bool) -> Choic
         if newest is None:
             _refuse_a_run(manager, resume)
         return newest
-    path = manager.folder / BEST if resume == "best" else Path(resume).expanduser()
+    path = manager.folder / BEST if resume == "best" else expanded(resume, "run.resume")
     is_own = path.resolve().parent == manager.folder.resolve()
     if may_write and not is_own:
         if manager.steps():

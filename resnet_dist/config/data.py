@@ -34,11 +34,11 @@ class DataConfig:
     blocked_window: int = setting(16, ge=1, lt=2**16, hint="16 is the default")
     """Shards in use at a time (blocked only): of 1024 samples each, as thorough as a shuffle buffer
     of 16 times as many."""
-    train_size: int = setting(224, ge=1, hint=_PIXELS)
+    train_size: int = setting(224, ge=1, le=8192, hint=_PIXELS)
     """Side of a training crop, pixels."""
-    eval_size: int = setting(224, ge=1, hint=_PIXELS)
+    eval_size: int = setting(224, ge=1, le=8192, hint=_PIXELS)
     """Side of the centre crop for evaluation, pixels."""
-    eval_resize_size: int = setting(256, ge=1, hint=_PIXELS)
+    eval_resize_size: int = setting(256, ge=1, le=8192, hint=_PIXELS)
     """Length of the shorter side before the centre crop, pixels."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     """Filter of every resize; always antialiased."""

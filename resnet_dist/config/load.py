@@ -22,6 +22,7 @@ from resnet_dist.config.help import aliases
 from resnet_dist.config.help.answers import type_in_words
 from resnet_dist.config.setting import is_free
 from resnet_dist.errors import UserError
+from resnet_dist.system.paths import expanded
 
 DEFAULT_CONFIG = "quickstart"
 COMMAND_LINE = "command line"
@@ -45,7 +46,7 @@ def shipped_configs() -> dict[str, Path]:
 
 def find_config(name: str) -> Path:
     """The file of a path or of a shipped config's bare name. Raises UserError if there is none."""
-    path = Path(name).expanduser()
+    path = expanded(name, "--config")
     if path.is_file():
         return path
     shipped = shipped_configs()

@@ -17,11 +17,12 @@ from resnet_dist.errors import UserError
 from resnet_dist.run.outcome import Outcome
 from resnet_dist.system.files import replace_file
 from resnet_dist.system.json_files import append_line
+from resnet_dist.system.paths import expanded
 
 
 def run_folder(run: RunConfig) -> Path:
     """`run.dir`, or `runs/<run.name>` below the working directory."""
-    return Path(run.dir).expanduser() if run.dir else Path("runs") / run.name
+    return expanded(run.dir, "run.dir") if run.dir else Path("runs") / run.name
 
 
 def prepare_run_folder(folder: Path, *, needed_bytes: int) -> None:

@@ -40,6 +40,12 @@ def launched_ranks() -> Ranks:
             f"environment ({', '.join(missing)}): not set although other variables of torchrun "
             f"are; start with `torchrun --nproc_per_node N -m resnet_dist.train`"
         )
+    odd = [name for name in _LAUNCH_VARIABLES if not os.environ[name].isdecimal()]
+    if odd:
+        raise UserError(
+            f"environment ({odd[0]}={os.environ[odd[0]]!r}): is no number; unset the variables of "
+            f"torchrun ({', '.join(_LAUNCH_VARIABLES)}), or start with torchrun"
+        )
     return Ranks(*(int(os.environ[name]) for name in _LAUNCH_VARIABLES))
 
 

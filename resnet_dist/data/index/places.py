@@ -7,20 +7,21 @@ from pathlib import Path
 
 from resnet_dist.config import DataConfig
 from resnet_dist.errors import UserError
+from resnet_dist.system.paths import expanded
 
 
 def cache_root(data: DataConfig) -> Path:
     """Where indexes and the embedded data set are kept: `data.cache_dir`, else
     $RESNET_DIST_CACHE, else ~/.cache/resnet_dist."""
     chosen = data.cache_dir or os.environ.get("RESNET_DIST_CACHE") or "~/.cache/resnet_dist"
-    return Path(os.path.abspath(Path(chosen).expanduser()))  # noqa: PTH100 (keeps links)
+    return Path(os.path.abspath(expanded(chosen, "data.cache_dir")))  # noqa: PTH100 (keeps links)
 
 
 def split_folder(data: DataConfig, split_name: str) -> Path:
     """`<data.root>/<split_name>`. Raises UserError, with what is there, if it does not exist."""
     if data.root is None:
         raise UserError("data.root (null): no data set to index; give the folder of a data set")
-    root = Path(os.path.abspath(Path(data.root).expanduser()))  # noqa: PTH100 (keeps links)
+    root = Path(os.path.abspath(expanded(data.root, "data.root")))  # noqa: PTH100 (keeps links)
     hint = "give a folder with one folder per split (ImageNet's has train/ and val/)"
     try:
         there = sorted(e.name for e in root.iterdir() if e.name[0] != "." and e.is_dir())

@@ -23,6 +23,7 @@ from resnet_dist.data.index import packed
 from resnet_dist.data.index.index import Index
 from resnet_dist.data.read.node_cache import LocalCopies
 from resnet_dist.errors import UserError
+from resnet_dist.system.paths import expanded
 
 TAR_BLOCK = 512
 _READ_AHEAD_BYTES = 2 << 20
@@ -58,7 +59,10 @@ def open_store(
         shards = ShardStore(index, num_threads=num_threads, shards_ahead=shards_ahead)
         if data is None or cache_dir is None:
             return shards
-        folder, limit = Path(cache_dir).expanduser(), int(data.local_cache_gib * 2**30)
+        folder, limit = (
+            expanded(cache_dir, "data.local_cache_dir"),
+            int(data.local_cache_gib * 2**30),
+        )
         return CachedStore(shards, folder, limit)
     if cache_dir is not None:
         raise UserError(

@@ -1,0 +1,17 @@
+"""What torchrun's variables say, and what is said of those that say nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from resnet_dist.errors import UserError
+from resnet_dist.system.ranks import launched_ranks
+
+
+@pytest.mark.parametrize("value", ["", "x", "-1", "1.0"])
+def test_a_variable_that_is_no_number_is_named(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    for name in ("WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("RANK", value)
+    with pytest.raises(UserError, match=r"environment \(RANK="):
+        launched_ranks()
