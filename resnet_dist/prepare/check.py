@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from resnet_dist.data.read.decode import decode_bytes, read_frame_header, reason_of
+from resnet_dist.data.read.limits import too_large
 
 _JPEG_START = b"\xff\xd8"
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _JFIF = b"JFIF\0"
 _UNKNOWN_JFIF = "unknown JFIF revision"
-_MOST_PIXELS = 1 << 28  # 16384 x 16384; a few bytes may claim more, to take all memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,12 +88,13 @@ def _check_size(encoded: NDArray[np.uint8]) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about odd but readable headers
+            Image.MAX_IMAGE_PIXELS = None  # the limit is `too_large`'s
             with Image.open(io.BytesIO(encoded.data), formats=("JPEG", "PNG")) as image:
                 width, height = image.size
     except Exception as error:  # Pillow's plugins raise anything on a damaged header
         raise BadImageError(f"damaged header ({type(error).__name__}: {error})") from None
-    if width * height > _MOST_PIXELS:
-        raise BadImageError(f"claims {height}x{width} pixels")
+    if reason := too_large(height, width, len(encoded)):
+        raise BadImageError(f"too large ({reason})")
 
 
 def _decode(encoded: NDArray[np.uint8]) -> tuple[torch.Tensor, str]:

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,11 @@ from resnet_dist.config import DataConfig
 from resnet_dist.data.index import packed, scan
 from resnet_dist.data.index.places import cache_root, split_folder
 from resnet_dist.errors import UserError
-from resnet_dist.system.files import locked
+from resnet_dist.system.files import locked, replace_file, sync_folder
 
 _VERSION = 1
 _MAX_FILES_CHECKED = 100_000
+_KEPT_S = 86_400.0
 
 
 @dataclass(frozen=True)
@@ -106,15 +108,15 @@ def open_index(
     """
     folder = split_folder(data, split_name)
     if packed.is_packed(folder):
-        index = _open_packed(folder)
+        index = _open_packed(folder, check_content=build)
     else:
         index = _open_folder(data, folder, build=build, show_progress=show_progress)
     return index if classes is None else _renumber(index, classes)
 
 
-def _open_packed(folder: Path) -> Index:
+def _open_packed(folder: Path, *, check_content: bool) -> Index:
     manifest = packed.read_manifest(folder)
-    packed.check_columns(folder, manifest)
+    packed.check_columns(folder, manifest, check_content=check_content)
     shards = manifest.shards
     return _open_columns(
         folder / packed.COLUMNS_FOLDER,
@@ -192,9 +194,16 @@ def _load(cache: Path, folder: Path, *, check_files: bool) -> Index | None:
         if not _is_current(folder, meta, check_files=check_files):
             return None
         columns = cache / meta["data"]
-        return _open_columns(columns, folder, classes, classes, meta["fingerprint"])
-    except (FileNotFoundError, ValueError, KeyError):
-        return None  # also when another process replaces it right now
+        index = _open_columns(columns, folder, classes, classes, meta["fingerprint"])
+        is_whole = not check_files or _fingerprint_of(index) == index.fingerprint
+        return index if is_whole else None
+    except (FileNotFoundError, EOFError, ValueError, KeyError, TypeError, AttributeError):
+        return None  # damaged, or another process replaces it right now
+
+
+def _fingerprint_of(index: Index) -> str:
+    """What the columns say; for ImageNet this reads 90 MB in a fifth of a second."""
+    return packed.fingerprint_of(index.own_classes, vars(index))
 
 
 def _open_columns(
@@ -243,30 +252,55 @@ def _build(cache: Path, folder: Path, *, show_progress: bool) -> None:
     """Scan the folder and publish the result.
 
     The columns go to a fresh folder first; replacing index.json, which names that folder, is the
-    one moment at which the new index exists. A kill before it leaves the old one.
+    one moment at which the new index exists. A kill before it leaves the old one. Columns that say
+    the same stay as they are, and old ones stay for a day: somebody may be reading them.
     """
     files_digest = _digest_if_small(folder)  # before the scan: a change during it shows
     scanned = scan.scan_folder(folder, show_progress=show_progress)
     if len(scanned.labels) > _MAX_FILES_CHECKED:
         files_digest = None
-    columns = Path(tempfile.mkdtemp(prefix="data-", dir=cache))
-    for name in packed.FOLDER_COLUMNS:
-        np.save(columns / f"{name}.npy", getattr(scanned, name))
+    fingerprint = packed.fingerprint_of(scanned.classes, vars(scanned))
+    columns = _columns_that_say(fingerprint, cache, scanned.classes)
+    if columns is None:
+        columns = Path(tempfile.mkdtemp(prefix="data-", dir=cache))
+        _publish(columns, scanned)
     meta = {
         "version": _VERSION,
         "folder": str(folder),
         "own_classes": scanned.classes,
         "directories": scanned.directories,
         "files_digest": files_digest,
-        "fingerprint": packed.fingerprint_of(scanned.classes, vars(scanned)),
+        "fingerprint": fingerprint,
         "data": columns.name,
     }
-    temporary = cache / "index.json.tmp"  # the lock is held: nobody else writes it
-    temporary.write_text(json.dumps(meta))
-    temporary.replace(cache / "index.json")
+    # The lock is held: nobody else writes it.
+    replace_file(cache / "index.json", lambda file: file.write(json.dumps(meta).encode()))
     for old in cache.glob("data-*"):
-        if old != columns:
+        if old != columns and time.time() - old.stat().st_mtime > _KEPT_S:
             shutil.rmtree(old, ignore_errors=True)
+
+
+def _columns_that_say(fingerprint: str, cache: Path, classes: list[str]) -> Path | None:
+    """Today's columns, if they are whole and have that fingerprint."""
+    try:
+        columns = cache / json.loads((cache / "index.json").read_text())["data"]
+        said = packed.fingerprint_of(classes, packed.map_columns(columns, packed.FOLDER_COLUMNS))
+    except (OSError, EOFError, ValueError, KeyError, TypeError):
+        return None
+    return columns if said == fingerprint else None
+
+
+def _publish(columns: Path, scanned: scan.ScannedFolder) -> None:
+    """Write the columns, durable, and readable for whom the umask allows it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    columns.chmod(0o777 & ~mask)  # mkdtemp's folders are their owner's alone
+    for name in packed.FOLDER_COLUMNS:
+        with (columns / f"{name}.npy").open("wb") as file:
+            np.save(file, getattr(scanned, name))
+            file.flush()
+            os.fsync(file.fileno())
+    sync_folder(columns)
 
 
 def _digest_if_small(folder: Path) -> str | None:

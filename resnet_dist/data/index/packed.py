@@ -141,8 +141,9 @@ def map_column(path: Path) -> NDArray[Any]:
     return array.view(np.ndarray)
 
 
-def check_columns(folder: Path, manifest: Manifest) -> None:
-    """Raise UserError unless all columns are there, of the right type and length. Quick."""
+def check_columns(folder: Path, manifest: Manifest, *, check_content: bool) -> None:
+    """Raise UserError unless all columns are there, of the right type and length, and with
+    `check_content` also with the bytes that were written."""
     expected = dict.fromkeys(DTYPES, manifest.num_samples)
     expected["path_offsets"] += 1
     try:
@@ -153,6 +154,10 @@ def check_columns(folder: Path, manifest: Manifest) -> None:
     for name, column in columns.items():
         if column.dtype != DTYPES[name] or column.shape != (expected[name],):
             raise damaged(folder, f"the column {name} of the index is not the one written with it")
+    for name, expected_sha256 in manifest.columns.items() if check_content else ():
+        with (folder / COLUMNS_FOLDER / f"{name}.npy").open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != expected_sha256:
+                raise damaged(folder, f"the column {name} of the index was changed")
 
 
 def damaged(folder: Path, what: str) -> UserError:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
+from resnet_dist.data.read.limits import too_large
 from resnet_dist.errors import UserError
 from resnet_dist.system import workers
 
@@ -236,7 +237,10 @@ def _read_headers(
     encoded = [os.fsencode(name) for name in files]
     for row, name in enumerate(files):
         try:
-            sizes[row] = (*_read_header(f"{folder}/{name}"), len(encoded[row]))
+            height, width, length = _read_header(f"{folder}/{name}")
+            sizes[row] = (height, width, length, len(encoded[row]))
+            if reason := too_large(height, width, length):
+                bad.append(f"{name} ({reason})")
         except PermissionError:
             bad.append(f"{name} (no permission)")
         except UnidentifiedImageError:

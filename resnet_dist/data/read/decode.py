@@ -57,7 +57,7 @@ def decode_rgb(encoded: NDArray[np.uint8], index: Index, sample_id: int) -> torc
         raise UserError(
             f"data.root ({index.path(sample_id)}): changed since the index was built "
             f"({image.shape[1]}x{image.shape[2]} pixels now, {height}x{width} then); restore "
-            f"the file, or start again to rebuild the index"
+            f"the file, or remove {index.columns.parent} and start again to rebuild the index"
         )
     return image
 

@@ -79,7 +79,52 @@ def test_cache_is_used_and_rebuilt_when_the_folder_changes(
     assert len(scans) == 3
     write_image(root / "train/dog/a.jpg", 10, 20, seed=1)
     assert open_split(root).classes == ["ant", "bee", "cat", "dog"]
-    assert len(list((root.parent / "cache/index").glob("*/data-*"))) == 1  # old ones are removed
+    # Somebody may be reading the old ones, so they stay for a day.
+    caches = list((root.parent / "cache/index").glob("*/data-*"))
+    for cache in caches:
+        os.utime(cache, (0, 0))
+    write_image(root / "train/dog/b.jpg", 10, 20, seed=1)
+    open_split(root)
+    kept = list((root.parent / "cache/index").glob("*/data-*"))
+    assert len(kept) == 1
+    assert kept[0] not in caches
+
+
+def test_equal_content_is_not_replaced(root: Path, scans: list[Path]) -> None:
+    """A copy of the data on each node and one cache for all: only the folders' times differ."""
+    first = open_split(root)
+    for _ in range(2):
+        os.utime(root / "train/bee")
+        second = open_split(root)
+        assert second.columns == first.columns
+    assert len(scans) == 3
+    assert len(list((root.parent / "cache/index").glob("*/data-*"))) == 1
+
+
+@pytest.mark.parametrize("name", ["labels", "heights", "lengths", "path_bytes", "path_offsets"])
+def test_a_changed_column_is_noticed_and_made_again(
+    root: Path, scans: list[Path], name: str
+) -> None:
+    first = open_split(root)
+    path = first.columns / f"{name}.npy"
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    second = open_split(root)
+    assert len(scans) == 2
+    assert second.fingerprint == first.fingerprint
+    np.testing.assert_array_equal(second.labels, np.repeat([0, 1, 2], 9))
+
+
+def test_a_cache_can_be_read_by_whom_the_umask_allows(root: Path) -> None:
+    before = os.umask(0o002)
+    try:
+        index = open_split(root)
+    finally:
+        os.umask(before)
+    assert index.columns.stat().st_mode & 0o777 == 0o775
+    files = [*index.columns.iterdir(), index.columns.parent / "index.json"]
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o664}
 
 
 def test_a_file_replaced_in_place_is_noticed(
@@ -121,10 +166,20 @@ def test_damaged_cache_is_rebuilt(root: Path, scans: list[Path]) -> None:
     (meta,) = (root.parent / "cache/index").glob("*/index.json")
     meta.write_text("{")
     assert len(open_split(root)) == 27
-    (column,) = meta.parent.glob("data-*/labels.npy")
-    column.unlink()
+    for column in meta.parent.glob("data-*/labels.npy"):
+        column.unlink()
     assert len(open_split(root)) == 27
     assert len(scans) == 3
+
+
+def test_an_image_that_claims_all_memory_is_refused(root: Path) -> None:
+    path = root / "train/ant/000.jpg"
+    content = bytearray(path.read_bytes())
+    at = content.index(b"\xff\xc0") + 5
+    content[at : at + 4] = b"\xff\xff\xff\xff"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"ant/000.jpg \(65535x65535 pixels"):
+        open_split(root)
 
 
 def test_large_folders_are_checked_by_their_directories(

@@ -65,11 +65,18 @@ def test_an_unknown_jfif_version_is_harmless_but_hides_nothing() -> None:
     assert "premature end" in str(examine(cut).complaint)
 
 
+def test_a_panorama_is_taken_as_in_training() -> None:
+    """200 megapixels, more than Pillow's own limit."""
+    content = io.BytesIO()
+    Image.new("L", (20000, 10000), 128).save(content, "JPEG", quality=20)
+    assert (examine(content.getvalue()).height, examine(content.getvalue()).width) == (10000, 20000)
+
+
 def test_a_size_beyond_reason_is_refused_unread() -> None:
     content = bytearray(jpeg())
     at = content.index(b"\xff\xc0") + 5
     content[at : at + 4] = b"\xff\xff\xff\xff"
-    with pytest.raises(BadImageError, match=r"claims 65535x65535 pixels|exceeds limit"):
+    with pytest.raises(BadImageError, match="65535x65535 pixels"):
         examine(bytes(content))
 
 
