@@ -46,6 +46,7 @@ def test_a_kill_at_every_failpoint_changes_nothing(tmp_path: Path) -> None:
     assert hit == set(KILL_NAMES)
 
 
+@pytest.mark.slow
 def test_a_kill_of_torchruns_agent_changes_nothing(tmp_path: Path) -> None:
     faults = [
         Fault(random.choice(["checkpoint.before_rename", "step.before_optimizer"]), "agent", 3)

@@ -176,6 +176,7 @@ def test_a_narrow_network_with_an_odd_batch_does_not_corrupt_memory(
     train(1, run_root, tmp_path / "run", *settings)
 
 
+@pytest.mark.slow
 def test_fused_batch_norm_is_the_same_curve_for_any_number_of_ranks_and_resumes_exactly(
     uninterrupted: Callable[[int, str], Path], run_root: Path, tmp_path: Path
 ) -> None:

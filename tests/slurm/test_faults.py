@@ -84,6 +84,7 @@ def push_aside(slurm: Cluster) -> str:
     return slurm.run(*words, "--output=/dev/null", "--wrap=sleep 3").stdout.strip()
 
 
+@pytest.mark.slow
 def test_preempted_with_a_warning(slurm: Cluster, start: Start, reference: Reference) -> None:
     run = start()
     at = time.time()
@@ -144,6 +145,7 @@ def test_requeued_by_an_operator(slurm: Cluster, start: Start, reference: Refere
     assert_bit_for_bit(run, reference(2))
 
 
+@pytest.mark.slow
 def test_a_worker_and_then_an_agent_is_killed(
     slurm: Cluster, start: Start, reference: Reference
 ) -> None:
@@ -189,6 +191,7 @@ def lose_power(slurm: Cluster, start: Start, reference: Reference, number: int, 
     assert_bit_for_bit(run, reference(2))
 
 
+@pytest.mark.slow
 def test_the_power_of_a_node_is_cut(slurm: Cluster, start: Start, reference: Reference) -> None:
     lose_power(slurm, start, reference, 1, "power of a node cut")
 
@@ -224,6 +227,7 @@ def test_a_cable_is_pulled_and_comes_back(
     assert_bit_for_bit(run, reference(2))
 
 
+@pytest.mark.slow
 def test_a_bad_node_is_named_and_left_out(
     slurm: Cluster, tmp_path: Path, run_root: Path, reference: Reference
 ) -> None:

@@ -105,6 +105,7 @@ def test_scancel_saves_and_resume_continues_elsewhere(
     assert_same_samples_and_losses(run, reference(2))
 
 
+@pytest.mark.slow
 def test_a_sweep(slurm: Cluster, tmp_path: Path, run_root: Path) -> None:
     """Four runs, two at a time; one of them cannot work, and the others do not mind."""
     root = tmp_path / "sweep"

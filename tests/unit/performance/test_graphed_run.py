@@ -57,7 +57,10 @@ def mocked(monkeypatch: pytest.MonkeyPatch) -> None:
     "recipe",
     [
         [],
-        ["optim.name=adam", "schedule.name=one_cycle", "schedule.warmup_epochs=0"],
+        pytest.param(
+            ["optim.name=adam", "schedule.name=one_cycle", "schedule.warmup_epochs=0"],
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["sgd", "one_cycle"],
 )

@@ -33,6 +33,7 @@ def test_it_runs_in_miniature(script: str, arguments: list[str], said: str, tmp_
     assert said in result.stdout
 
 
+@pytest.mark.slow
 def test_seeds_of_a_small_run(run_root: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(BENCHMARKS / "seeds.py"), "--config", "quickstart"]
     command += ["--seeds", "2", "--out", str(tmp_path), f"data.root={run_root}", *TINY[1:]]
@@ -46,6 +47,7 @@ def test_seeds_of_a_small_run(run_root: Path, tmp_path: Path) -> None:
     assert lines[-1].endswith("n = 2")
 
 
+@pytest.mark.slow
 def test_loaders_of_one_image_size(tmp_path: Path, write_image: Callable[..., None]) -> None:
     for split in ("train", "test"):
         for i in range(12):
