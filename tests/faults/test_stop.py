@@ -33,6 +33,7 @@ def signal_when(log: Path, text: str, rank: int, *numbers: int) -> threading.Thr
 
     def send() -> None:
         wait_until(lambda: bool(pids()) and text in content(), what=f"{text!r} in {log}")
+        wait_until(lambda: _catches(int(pids()[0]), numbers[0]), what="a handler for the signal")
         for number in numbers:
             os.kill(int(pids()[0]), number)
             time.sleep(0.05)
@@ -40,6 +41,14 @@ def signal_when(log: Path, text: str, rank: int, *numbers: int) -> threading.Thr
     thread = threading.Thread(target=send)
     thread.start()
     return thread
+
+
+def _catches(pid: int, number: int) -> bool:
+    """Whether a process has a handler for a signal."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    mask = re.search(r"^SigCgt:\t([0-9a-f]+)$", status, re.MULTILINE)
+    assert mask is not None
+    return bool(int(mask.group(1), 16) >> (number - 1) & 1)
 
 
 def test_a_signal_to_one_rank_of_four_stops_all_with_a_checkpoint(
