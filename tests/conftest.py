@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable
 from multiprocessing import forkserver
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from resnet_dist.system.signals import STOP_SIGNALS
 from tests.launch import train
 
 PRELOAD = [
@@ -35,6 +37,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Sort by tier; within one the order stays."""
     root = Path(__file__).parent
     items.sort(key=lambda item: TIERS.index(item.path.relative_to(root).parts[0]))
+
+
+@pytest.fixture(autouse=True)
+def default_signals() -> None:
+    """Programs that a test starts must not inherit what this process ignores: CI may run in the
+    background (SIGINT) or under nohup (SIGHUP), and runs in this process leave handlers behind."""
+    handlers = dict.fromkeys(STOP_SIGNALS, signal.SIG_DFL)
+    for number, handler in (handlers | {signal.SIGINT: signal.default_int_handler}).items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

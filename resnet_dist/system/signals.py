@@ -30,8 +30,12 @@ AGENTS_SIGNALS_VARIABLE = "TORCHELASTIC_SIGNALS_TO_HANDLE"
 """Environment variable of torchrun's agent: the signals that it hands to its workers."""
 
 
+_MAY_BE_IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
+"""What nohup, and shells for programs in the background, let a program ignore."""
+
+
 def signals_to_handle() -> list[signal.Signals]:
-    """The stop signals but those that this process was started to ignore (nohup: SIGHUP).
+    """The stop signals but those of a terminal that this process was started to ignore.
 
     Workers of torchrun handle what its agent handles, which it does whatever it was started with:
     it kills workers that do not end.
@@ -41,7 +45,9 @@ def signals_to_handle() -> list[signal.Signals]:
     return [
         number
         for number in STOP_SIGNALS
-        if number.name in agents or signal.getsignal(number) is not signal.SIG_IGN
+        if number.name in agents
+        or number not in _MAY_BE_IGNORED
+        or signal.getsignal(number) is not signal.SIG_IGN
     ]
 
 
