@@ -6,6 +6,7 @@ must call it, in the same order. With one process there is no group, and they re
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Callable
@@ -117,8 +118,17 @@ def stop_process_group(world: World) -> None:
 
 
 def threads_per_rank(local_size: int) -> int:
-    """CPU cores of this process's share of the node, at least 1."""
-    return max(1, len(os.sched_getaffinity(0)) // local_size)
+    """CPU cores of this process's share of the node, at least 1.
+
+    torchrun's --numa-binding gives each rank cores of its own, or those of its NUMA node; the share
+    is one of the agent's, which has them all.
+    """
+    own = len(os.sched_getaffinity(0))
+    whole = own
+    if is_started_by_torchrun():
+        with contextlib.suppress(OSError):  # the agent has gone
+            whole = max(own, len(os.sched_getaffinity(os.getppid())))
+    return max(1, min(own, whole // local_size))
 
 
 def sync_attempt(world: World, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -184,7 +194,15 @@ def sync_broadcast_bytes(data: bytes | bytearray | None, world: World) -> bytes 
 
 
 def sync_broadcast_(tensors: list[torch.Tensor], world: World) -> None:
-    """Overwrite tensors with rank 0's."""
-    if world.size > 1:
-        for tensor in tensors:
-            dist.broadcast(tensor, src=0)
+    """Overwrite tensors with rank 0's, by one broadcast for each type."""
+    if world.size == 1:
+        return
+    by_type: dict[torch.dtype, list[torch.Tensor]] = {}
+    for tensor in tensors:
+        by_type.setdefault(tensor.dtype, []).append(tensor)
+    for group in by_type.values():
+        flat = torch.cat([tensor.reshape(-1) for tensor in group])
+        dist.broadcast(flat, src=0)
+        parts = torch.split(flat, [tensor.numel() for tensor in group])
+        for tensor, part in zip(group, parts, strict=True):
+            tensor.copy_(part.view_as(tensor))

@@ -31,6 +31,8 @@ def worker_environment(
     environment.setdefault("OMP_NUM_THREADS", "1")
     if visible_devices is not None:
         environment["CUDA_VISIBLE_DEVICES"] = visible_devices
+        # Its numbers are nvidia-smi's; by itself CUDA counts the fastest GPU first.
+        environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     if cluster.network_interface:
         for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
             environment[name] = cluster.network_interface

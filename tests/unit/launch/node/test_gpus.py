@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from launch.cluster.options import ClusterConfig
 from launch.node import gpus as module
 from launch.node.gpus import Gpu, assign, can_be_listed, installed_gpus
+from launch.node.torchrun import worker_environment
 from resnet_dist.errors import UserError
 
 
@@ -104,3 +106,13 @@ def test_a_container_with_the_driver_alone_is_not_asked(
     assert not can_be_listed()
     (tmp_path / "nvidia-smi").touch(mode=0o755)
     assert can_be_listed()
+
+
+def test_the_workers_count_gpus_as_nvidia_smi_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
+    given = {"job": "j", "code": "/c"}
+    environment = worker_environment(ClusterConfig(), **given, visible_devices="0,1")
+    assert environment["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    assert "CUDA_DEVICE_ORDER" not in worker_environment(
+        ClusterConfig(), **given, visible_devices=None
+    )
