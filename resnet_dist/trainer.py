@@ -122,7 +122,7 @@ def run(resolved: Resolved, world: World) -> int:
         loaded = restore()
         sync_attempt(world, prepare_run, resolved, state, checkpoints, datasets, world)
         if world.is_main:
-            lines = run_summary.opening_lines(config, datasets, loaded, world)
+            lines = run_summary.opening_lines(resolved, datasets, loaded, world)
             print("\n".join([*lines, *remarks]), flush=True)
         use = build_components(
             config, state, datasets, checkpoints, watchdog, world=world, fingerprint=fingerprint

@@ -29,7 +29,12 @@ class FirstConvolution(nn.Conv2d):
     space_to_depth = False
 
     def forward(self, images: Tensor) -> Tensor:
-        """`[N, 3, H, W]` to `[N, out_channels, H / stride, W / stride]`."""
+        """`[N, 3, H, W]` to `[N, out_channels, H / stride, W / stride]`. Raises ValueError for
+        images with other channels."""
+        if images.shape[1] != self.in_channels:
+            raise ValueError(
+                f"images with {images.shape[1]} channels; {self.in_channels} are taken"
+            )
         has_blocks = images.shape[2] % 2 == images.shape[3] % 2 == 0
         if self.space_to_depth and self.stride == (2, 2) and has_blocks:
             return self._on_blocks(images)

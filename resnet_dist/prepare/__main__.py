@@ -103,6 +103,7 @@ def _quality(text: str) -> int:
 
 def _pack(arguments: argparse.Namespace) -> int:
     # Only now: importing torch takes seconds.
+    from resnet_dist.data.index.scan import say_left_out
     from resnet_dist.prepare.check import Options
     from resnet_dist.prepare.pack import pack_split
     from resnet_dist.prepare.shards import Policy
@@ -116,8 +117,11 @@ def _pack(arguments: argparse.Namespace) -> int:
     )
     policy = Policy(skip_bad=arguments.skip_bad, keep_damaged=arguments.keep_damaged)
     for split in _splits(arguments):
+        if split.left_out:
+            others = say_left_out(split.left_out)
+            print(f"{split.name}: no JPEG or PNG by their names, left out: {others}", flush=True)
         print(_summary(pack_split(split, arguments.out, options, policy)), flush=True)
-    print(f"train with: python -m resnet_dist.train data.root={arguments.out}")
+    print(f"train with: resnet-dist train --config resnet50 data.root={arguments.out}")
     return 0
 
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -49,6 +50,8 @@ class Split:
     cls: list[int]
     """For other readers of the shards: of each class, its number among the training classes."""
     samples: list[Sample]
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Number of files that are no samples, by suffix."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,10 @@ def read_folder(folder: Path, split_names: Sequence[str]) -> list[Split]:
         classes = scan.list_classes(folder / name)
         with ThreadPoolExecutor(_NUM_LISTING) as pool:
             found = pool.map(partial(_list_class, folder / name), range(len(classes)), classes)
-            samples = [sample for of_class in found for sample in of_class]
+            samples, left_out = [], Counter[str]()
+            for of_class, others in found:
+                samples += of_class
+                left_out.update(others)
         first = splits[0].classes if splits else classes
         unknown = [one for one in classes if one not in set(first)]
         if unknown:
@@ -80,7 +86,7 @@ def read_folder(folder: Path, split_names: Sequence[str]) -> list[Split]:
                 f"SRC ({folder}): the split {name!r} holds classes that {split_names[0]!r} lacks: "
                 f"{', '.join(unknown[:5])}; remove them or add them there"
             )
-        splits.append(Split(name, classes, _numbers(classes, first), samples))
+        splits.append(Split(name, classes, _numbers(classes, first), samples, dict(left_out)))
     return splits
 
 
@@ -89,9 +95,10 @@ def _numbers(classes: list[str], among: list[str]) -> list[int]:
     return [numbers[name] for name in classes]
 
 
-def _list_class(folder: Path, label: int, name: str) -> list[Sample]:
+def _list_class(folder: Path, label: int, name: str) -> tuple[list[Sample], dict[str, int]]:
     samples = []
-    for path in scan.list_class(folder, name).files:
+    listing = scan.list_class(folder, name)
+    for path in listing.files:
         try:
             status = os.stat(f"{folder}/{path}")  # noqa: PTH116 (strings, not Paths: speed)
         except OSError as error:
@@ -101,7 +108,7 @@ def _list_class(folder: Path, label: int, name: str) -> list[Sample]:
         samples.append(
             Sample(path, label, f"{folder}/{path}", 0, status.st_size, status.st_mtime_ns)
         )
-    return samples
+    return samples, listing.left_out
 
 
 def read_imagenet(train_tar: Path, val_tar: Path, devkit: Path, expected: Expected) -> list[Split]:

@@ -8,9 +8,10 @@ from pathlib import Path
 from resnet_dist.checkpoint.choice import Loaded
 from resnet_dist.config import Config
 from resnet_dist.config.help.listing import describe
-from resnet_dist.config.load import Resolved
+from resnet_dist.config.load import DEFAULT_CONFIG, Resolved
 from resnet_dist.data.datasets import Datasets
 from resnet_dist.data.index.index import Index
+from resnet_dist.data.index.scan import say_left_out
 from resnet_dist.data.loaders.choice import choose_loader
 from resnet_dist.data.loaders.memory_backend import decoded_bytes
 from resnet_dist.data.nvjpeg import fallback_note
@@ -27,20 +28,27 @@ IMAGENET_COMMAND = "resnet-dist train --config resnet50 data.root=/data/imagenet
 
 
 def opening_lines(
-    config: Config, datasets: Datasets, loaded: Loaded | None, world: World
+    resolved: Resolved, datasets: Datasets, loaded: Loaded | None, world: World
 ) -> list[str]:
     """The first lines of a run."""
+    config = resolved.config
     lines = []
     if datasets.is_embedded:
         lines += [
             f"no data.root given: training on the embedded data set in {datasets.data.root}",
             f"for ImageNet (a folder with train/ and val/): {IMAGENET_COMMAND}",
         ]
+    elif DEFAULT_CONFIG in resolved.sources.values():
+        lines.append(
+            f"no --config given: training the small {DEFAULT_CONFIG} network at "
+            f"{config.data.train_size} px; for photographs: --config resnet50"
+        )
     lines.append(
         f"{config.model.name}, {datasets.num_classes} classes, {len(datasets.train)} training and "
         f"{len(datasets.val)} validation images, {world.size} rank(s) on {world.device.type}, "
         f"{config.train.precision}, run folder {run_folder(config.run)}"
     )
+    lines += left_out_notes(datasets)
     lines += difference_notes(config.data, len(datasets.train))
     lines += derived_lines(config, len(datasets.train), world.size)[1:]
     if config.data.loader == "memory":
@@ -51,6 +59,16 @@ def opening_lines(
         lines += [f"note: {note}" for note in loaded.notes]
         lines.append(f"resuming from {loaded.path} at {_position(config, datasets, loaded)}")
     return lines
+
+
+def left_out_notes(datasets: Datasets) -> list[str]:
+    """Files in the data folders that are no samples."""
+    return [
+        f"note: left out of {index.folder}, since they are no JPEG or PNG by their names: "
+        f"{say_left_out(dict(index.left_out))}"
+        for index in (datasets.train, datasets.val)
+        if isinstance(index, Index) and index.left_out
+    ]
 
 
 def _position(config: Config, datasets: Datasets, loaded: Loaded) -> str:

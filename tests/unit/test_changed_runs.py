@@ -157,6 +157,16 @@ def test_outputs_that_mean_something_else_are_refused_even_with_changes(
     assert files_of(trained) == before
 
 
+def test_files_that_are_left_out_are_said_at_a_start(
+    run: Run, image_root: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(image_root, tmp_path / "data")
+    (tmp_path / "data/val/ant/x.bmp").write_bytes(b"x")
+    code, said = run("train.max_steps=1", root=tmp_path / "data")
+    assert code == 0, said
+    assert "no JPEG or PNG by their names: 1 .bmp" in said
+
+
 def test_a_run_from_another_folders_file_has_a_best_of_its_own(run: Run, trained: Path) -> None:
     start = trained / "checkpoints" / "step_00000008.pt"
     code, said = run(f"run.resume={start}", folder="other")

@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from resnet_dist.data.index.places import cache_root, split_folder
 from resnet_dist.errors import UserError
 from resnet_dist.system.files import locked, replace_file, sync_folder
 
-_VERSION = 1
+_VERSION = 2
 _MAX_FILES_CHECKED = 100_000
 _KEPT_S = 86_400.0
 
@@ -57,6 +57,8 @@ class Index:
     """Folder of the columns' files."""
     shards: packed.Shards | None = None
     """Where the samples of a packed split lie; None: each is a file."""
+    left_out: tuple[tuple[str, int], ...] = ()
+    """Suffixes of the files in the folder that are no samples, and how many there are."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -195,8 +197,9 @@ def _load(cache: Path, folder: Path, *, check_files: bool) -> Index | None:
             return None
         columns = cache / meta["data"]
         index = _open_columns(columns, folder, classes, classes, meta["fingerprint"])
-        is_whole = not check_files or _fingerprint_of(index) == index.fingerprint
-        return index if is_whole else None
+        if check_files and _fingerprint_of(index) != index.fingerprint:
+            return None
+        return replace(index, left_out=tuple(sorted(meta["left_out"].items())))
     except (FileNotFoundError, EOFError, ValueError, KeyError, TypeError, AttributeError):
         return None  # damaged, or another process replaces it right now
 
@@ -220,6 +223,7 @@ def _open_columns(
         own_classes=own_classes,
         fingerprint=fingerprint,
         columns=columns,
+        left_out=(),
         shards=None
         if shards is None
         else packed.Shards(
@@ -271,6 +275,7 @@ def _build(cache: Path, folder: Path, *, show_progress: bool) -> None:
         "directories": scanned.directories,
         "files_digest": files_digest,
         "fingerprint": fingerprint,
+        "left_out": scanned.left_out,
         "data": columns.name,
     }
     # The lock is held: nobody else writes it.

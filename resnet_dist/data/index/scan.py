@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections import deque
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +25,9 @@ from resnet_dist.data.read.limits import too_large
 from resnet_dist.errors import UserError
 from resnet_dist.system import workers
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png")
+THUMBNAILS = "@eaDir"
+"""Folders in which network storage keeps thumbnails; none of their files is a sample."""
 _CHUNK = 256
 _MAX_NAMED_FILES = 10
 
@@ -39,6 +41,8 @@ class ClassListing:
     """Image files relative to the class folder's parent, sorted."""
     directories: dict[str, int]
     """Folders read, relative like `files`, with their mtime in ns from before they were read."""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Number of files that are no samples, by suffix."""
 
 
 @dataclass
@@ -53,6 +57,14 @@ class ScannedFolder:
     path_bytes: NDArray[np.uint8]
     path_offsets: NDArray[np.int64]
     directories: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Number of files that are no samples, by suffix."""
+
+
+def say_left_out(counts: Mapping[str, int]) -> str:
+    """The files that are no samples, for people: `3 .webp, 1 without a suffix`."""
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in ranked)
 
 
 def list_classes(folder: Path) -> list[str]:
@@ -62,7 +74,8 @@ def list_classes(folder: Path) -> list[str]:
     """
     try:
         with os.scandir(folder) as entries:
-            classes = sorted(e.name for e in entries if e.name[0] != "." and e.is_dir())
+            names = (entry.name for entry in entries if entry.is_dir())
+            classes = sorted(name for name in names if name[0] != "." and name != THUMBNAILS)
     except NotADirectoryError:
         raise UserError(
             f"data.root ({folder}): is a file; give a folder of class folders"
@@ -84,16 +97,18 @@ def list_class(folder: Path, name: str) -> ClassListing:
     """
     files: list[str] = []
     directories: dict[str, int] = {}
+    left_out: Counter[str] = Counter()
     try:
-        _walk(folder, name, files, directories, ())
+        _walk(folder, name, (files, directories, left_out), ())
     except OSError as error:
         raise _cannot_list(error, folder / name) from None
     if not files:
+        others = f", only {say_left_out(left_out)}" if left_out else ""
         raise UserError(
             f"data.root ({folder / name}): the class folder holds no image "
-            f"({', '.join(IMAGE_SUFFIXES)}); fill it or remove it"
+            f"({', '.join(IMAGE_SUFFIXES)}){others}; fill it or remove it"
         )
-    return ClassListing(name, sorted(files), directories)
+    return ClassListing(name, sorted(files), directories, dict(left_out))
 
 
 def _cannot_list(error: OSError, folder: Path) -> UserError:
@@ -106,10 +121,10 @@ def _cannot_list(error: OSError, folder: Path) -> UserError:
 def _walk(
     folder: Path,
     relative: str,
-    files: list[str],
-    directories: dict[str, int],
+    found: tuple[list[str], dict[str, int], Counter[str]],
     ancestors: tuple[tuple[int, int], ...],
 ) -> None:
+    files, directories, left_out = found
     path = f"{folder}/{relative}"
     status = os.stat(path)  # noqa: PTH116 (before the listing: a later change shows)
     identity = (status.st_dev, status.st_ino)
@@ -121,10 +136,14 @@ def _walk(
             if entry.name[0] == ".":
                 continue
             name = f"{relative}/{entry.name}"
+            if entry.name == THUMBNAILS:
+                continue
             if entry.is_dir():
-                _walk(folder, name, files, directories, (*ancestors, identity))
+                _walk(folder, name, found, (*ancestors, identity))
             elif entry.name.lower().endswith(IMAGE_SUFFIXES):
                 files.append(name)
+            else:
+                left_out[os.path.splitext(entry.name)[1].lower()] += 1  # noqa: PTH122
 
 
 def digest_of_files(folder: Path, listings: list[ClassListing]) -> str:
@@ -149,6 +168,7 @@ def scan_folder(folder: Path, *, show_progress: bool) -> ScannedFolder:
     """
     classes = list_classes(folder)
     directories: dict[str, int] = {}
+    left_out: Counter[str] = Counter()
     sizes: list[NDArray[np.int64]] = []
     paths: list[bytes] = []
     counts = np.zeros(len(classes), dtype=np.int64)
@@ -164,6 +184,7 @@ def scan_folder(folder: Path, *, show_progress: bool) -> ScannedFolder:
     with bar, workers.process_pool(num_processes, _set_up_reader) as pool:
         for chunk in _read_chunks(pool, folder, classes, num_processes):
             directories.update(chunk.directories)
+            left_out.update(chunk.left_out)
             sizes.append(chunk.sizes)
             paths.append(chunk.paths)
             counts[chunk.label] += len(chunk.sizes)
@@ -186,6 +207,7 @@ def scan_folder(folder: Path, *, show_progress: bool) -> ScannedFolder:
         path_bytes=blob,
         path_offsets=np.concatenate([[0], np.cumsum(table[:, 3])]),
         directories=directories,
+        left_out=dict(left_out),
     )
 
 
@@ -200,6 +222,8 @@ class _Chunk:
     bad: list[str]
     directories: dict[str, int]
     """Times of the class's folders, all in its first chunk."""
+    left_out: dict[str, int]
+    """Likewise."""
     is_last: bool
 
 
@@ -210,14 +234,12 @@ def _read_chunks(
     waiting: deque[Future[_Chunk]] = deque()
     for label, name in enumerate(classes):
         listing = list_class(folder, name)
-        directories = listing.directories
+        once = (listing.directories, listing.left_out)
         for start in range(0, len(listing.files), _CHUNK):
             files = listing.files[start : start + _CHUNK]
             is_last = start + _CHUNK >= len(listing.files)
-            waiting.append(
-                pool.submit(_read_headers, folder, files, label, directories, is_last=is_last)
-            )
-            directories = {}
+            waiting.append(pool.submit(_read_headers, folder, files, label, *once, is_last=is_last))
+            once = ({}, {})
             while len(waiting) > 4 * num_processes:
                 yield waiting.popleft().result()
     while waiting:
@@ -230,7 +252,13 @@ def _set_up_reader() -> None:
 
 
 def _read_headers(
-    folder: Path, files: list[str], label: int, directories: dict[str, int], *, is_last: bool
+    folder: Path,
+    files: list[str],
+    label: int,
+    directories: dict[str, int],
+    left_out: dict[str, int],
+    *,
+    is_last: bool,
 ) -> _Chunk:
     sizes = np.zeros((len(files), 4), dtype=np.int64)
     bad: list[str] = []
@@ -247,7 +275,7 @@ def _read_headers(
             bad.append(f"{name} (not a JPEG or PNG image, or cut off in its header)")
         except Exception as error:  # Pillow's plugins raise anything on a damaged header
             bad.append(f"{name} ({type(error).__name__}: {error})")
-    return _Chunk(label, sizes, b"".join(encoded), bad, directories, is_last)
+    return _Chunk(label, sizes, b"".join(encoded), bad, directories, left_out, is_last)
 
 
 def _read_header(path: str) -> tuple[int, int, int]:

@@ -17,6 +17,7 @@ from resnet_dist.config import DataConfig
 from resnet_dist.data.index import index as index_module
 from resnet_dist.data.index import places, scan
 from resnet_dist.data.index.index import Index, check_splits, open_index
+from resnet_dist.data.index.scan import say_left_out
 from resnet_dist.data.read.store import FolderStore
 from resnet_dist.errors import UserError
 from resnet_dist.system import workers
@@ -179,6 +180,27 @@ def test_an_image_that_claims_all_memory_is_refused(root: Path) -> None:
     content[at : at + 4] = b"\xff\xff\xff\xff"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"ant/000.jpg \(65535x65535 pixels"):
+        open_split(root)
+
+
+def test_files_that_are_no_samples_are_counted(root: Path) -> None:
+    for name in ("a.webp", "b.WEBP", "c.gif", "notes"):
+        (root / "train/bee" / name).write_bytes(b"x")
+    for name in ("d.jfif", "e.jpe"):
+        shutil.copy(root / "train/bee/000.jpg", root / "train/bee" / name)
+    (root / "train/ant/@eaDir").mkdir()
+    shutil.copy(root / "train/ant/000.jpg", root / "train/ant/@eaDir/thumb.jpg")
+    (root / "train/@eaDir").mkdir()
+    for _ in range(2):  # also from the cache
+        index = open_split(root)
+        assert len(index) == 29
+        assert index.classes == ["ant", "bee", "cat"]
+        assert dict(index.left_out) == {".webp": 2, ".gif": 1, "": 1}
+    assert say_left_out(dict(index.left_out)) == "2 .webp, 1 without a suffix, 1 .gif"
+    shutil.rmtree(root / "train/cat")
+    (root / "train/cat").mkdir()
+    (root / "train/cat/only.webp").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"holds no image .*only 1 \.webp; fill it or remove it"):
         open_split(root)
 
 

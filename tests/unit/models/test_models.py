@@ -259,6 +259,15 @@ def test_space_to_depth_is_the_same_first_layer(stem: str) -> None:
     assert outputs[1][0].is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("channels", [1, 2, 4])
+@pytest.mark.parametrize("on_blocks", [True, False])
+def test_images_with_other_channels_are_refused(channels: int, on_blocks: bool) -> None:
+    model = _build(name="resnet18", width=16)
+    model.conv1.space_to_depth = on_blocks  # type: ignore[assignment]
+    with pytest.raises(ValueError, match=f"images with {channels} channels; 3 are taken"):
+        model(torch.randn(1, channels, 32, 32))
+
+
 def test_space_to_depth_leaves_odd_images_alone() -> None:
     first = _build(name="resnet18", width=16).conv1
     images = torch.randn(1, 3, 15, 14)
