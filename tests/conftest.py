@@ -29,7 +29,7 @@ PRELOAD = [
 """Importing these takes seconds: the trainer, and what it imports only when it needs it."""
 
 
-TIERS = ("unit", "golden", "parity", "multiprocess", "gpu", "slurm", "faults")
+TIERS = ("unit", "golden", "parity", "multiprocess", "fuzz", "gpu", "slurm", "faults")
 """Folders of tests in the order in which they run: the quick ones first."""
 
 

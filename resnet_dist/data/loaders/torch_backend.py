@@ -14,8 +14,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from resnet_dist.data.augment import pixel_ops
@@ -29,6 +31,9 @@ from resnet_dist.data.read.store import Store, open_store
 from resnet_dist.data.specs import Specs
 from resnet_dist.errors import UserError
 from resnet_dist.system import workers
+
+_MOST_BEYOND_THE_CROP = 16
+"""How many times more pixels than the crop takes are resized with it."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,9 @@ def _crop_and_flip(image: torch.Tensor, spec: BatchSpec, row: int, *, mode: str)
     top, left, height, width = spec.crop_boxes[row].tolist()
     resized_height, resized_width = spec.resized[row].tolist()
     image = image[:, top : top + height, left : left + width]
+    if resized_height * resized_width > _MOST_BEYOND_THE_CROP * spec.size**2:
+        image = _resize_window(image, spec, row, mode=mode)
+        return image.flip(1) if spec.flips[row] and spec.crop_offsets is None else image
     # Packed, or the resize would not take it for channels-last and return it transposed: slower.
     image = image[None].contiguous(memory_format=torch.channels_last)
     if (height, width) != (resized_height, resized_width):
@@ -105,6 +113,18 @@ def _crop_and_flip(image: torch.Tensor, spec: BatchSpec, row: int, *, mode: str)
     if spec.flips[row] and spec.crop_offsets is None:
         image = image.flip(2)
     return image.permute(1, 2, 0)
+
+
+def _resize_window(image: torch.Tensor, spec: BatchSpec, row: int, *, mode: str) -> torch.Tensor:
+    """Only the crop of what the resize would give, `[size, size, 3]` uint8: the same pixels up
+    to one level, where the whole (768,000 x 256 of a 3000 x 1 image) would take all memory."""
+    scale = image.shape[1] / spec.resized[row, 0], image.shape[2] / spec.resized[row, 1]
+    top, left = (float(at) * by for at, by in zip(spec.crops[row], scale, strict=True))
+    box = (left, top, left + spec.size * scale[1], top + spec.size * scale[0])
+    method = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}[mode]
+    whole = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
+    window = whole.resize((spec.size, spec.size), method, box=box)
+    return torch.from_numpy(np.array(window))
 
 
 def _as_it_is(item: Any) -> Any:
