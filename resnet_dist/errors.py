@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import unicodedata
 
 
 class UserError(ValueError):
@@ -28,6 +29,21 @@ class GuardError(AgreedError):
     exit_code = 70
 
 
+_HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+"""Categories of characters that steer a terminal, or cannot be seen or written."""
+
+
+def printable(text: str, *, keeps: str = "") -> str:
+    """The text with escape sequences, bytes that are no UTF-8, and what turns the direction of
+    writing as backslash escapes; `keeps`: characters that stay."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        ascii(one)[1:-1] if unicodedata.category(one) in _HIDDEN and one not in keeps else one
+        for one in text
+    )
+
+
 def report_error(error: UserError, *, speaks: bool) -> int:
     """Print the message, and leave it for torchrun's summary. Returns the exit code.
 
@@ -38,6 +54,7 @@ def report_error(error: UserError, *, speaks: bool) -> int:
 
         get_error_handler().record_exception(error)
     if speaks:
-        print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
+        lines = printable(str(error), keeps="\n\t").splitlines()
+        print("\n".join(f"error: {line}" for line in lines), file=sys.stderr)
         sys.stderr.flush()
     return error.exit_code

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.reports.run_status import AttemptRow, RunStatus, run_status
-from resnet_dist.errors import UserError
+from resnet_dist.errors import UserError, printable
 
 COLUMNS = ("run", "job", "state", "tries", "step", "loss", "top1", "img/s", "left", "why")
 _MAX_REASON = 100
@@ -20,7 +20,8 @@ _MAX_REASON = 100
 
 def print_error(error: UserError) -> int:
     """Print an error, one rule per line. Returns the exit code."""
-    print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
+    lines = printable(str(error), keeps="\n\t").splitlines()
+    print("\n".join(f"error: {line}" for line in lines), file=sys.stderr)
     return error.exit_code
 
 

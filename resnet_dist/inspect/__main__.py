@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from resnet_dist.config.load import load_config, shipped_configs
-from resnet_dist.errors import UserError, report_error
+from resnet_dist.errors import UserError, printable, report_error
 
 if TYPE_CHECKING:
     from resnet_dist.config import Config
@@ -80,9 +80,9 @@ def _inspect(arguments: argparse.Namespace, config: Config) -> int:
 
     is_folder = Path(arguments.what).is_dir()
     config, datasets = open_datasets(config, shrinks_batch=is_folder)
-    print("\n".join(describe(datasets)))
+    print("\n".join(printable(line) for line in describe(datasets)))
     write_grid(config, datasets, arguments.grid)
-    print(f"first augmented images: {arguments.grid}")
+    print(printable(f"first augmented images: {arguments.grid}"))
     starts = choose_starts(config, len(datasets.train), arguments.start)
     return check_order(config, datasets, starts, arguments.epochs)
 

@@ -11,7 +11,7 @@ from resnet_dist.config import Config
 from resnet_dist.data import datasets
 from resnet_dist.data.datasets import Datasets
 from resnet_dist.data.index.index import Index, open_index
-from resnet_dist.data.index.scan import say_left_out
+from resnet_dist.data.index.scan import left_out_note
 
 
 def open_datasets(config: Config, *, shrinks_batch: bool) -> tuple[Config, Datasets]:
@@ -31,6 +31,7 @@ def describe(both: Datasets) -> Iterator[str]:
     for name, index in (("training", both.train), ("validation", both.val)):
         assert isinstance(index, Index)
         yield from _describe_split(name, index)
+        yield from left_out_note(name, dict(index.left_out))
 
 
 def _describe_split(name: str, index: Index) -> Iterator[str]:
@@ -39,8 +40,6 @@ def _describe_split(name: str, index: Index) -> Iterator[str]:
         f"{name}: {index.folder}: {len(index)} images of {len(index.own_classes)} classes in "
         f"{kind}, {int(index.lengths.sum()) / 1e9:.4g} GB, fingerprint {index.fingerprint[:12]}"
     )
-    if index.left_out:
-        yield f"  left out, no JPEG or PNG by their names: {say_left_out(dict(index.left_out))}"
     each = np.bincount(index.labels, minlength=len(index.classes))
     each = each[[index.classes.index(one) for one in index.own_classes]]
     shorter = np.minimum(index.heights, index.widths)

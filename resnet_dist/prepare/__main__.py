@@ -1,28 +1,37 @@
-"""`python -m resnet_dist.prepare imagenet|folder|verify`: pack a data set into tar shards.
+"""`python -m resnet_dist.prepare imagenet|folder|tars|verify`: pack a data set into tar shards.
 
     python -m resnet_dist.prepare imagenet --train-tar ILSVRC2012_img_train.tar \\
         --val-tar ILSVRC2012_img_val.tar --devkit ILSVRC2012_devkit_t12.tar.gz --out DIR
-    python -m resnet_dist.prepare folder SRC --out DIR
+    python -m resnet_dist.prepare folder SRC --out DIR      (also what Kaggle's archive unpacks to)
+    python -m resnet_dist.prepare tars --train A.tar B.tar --val C.tar --out DIR
     python -m resnet_dist.prepare verify DIR
 
-Then train with data.root=DIR. A command that was killed resumes when it is given again.
+Then train with the command that is printed at the end. A command that was killed resumes when it is
+given again.
 """
 
 from __future__ import annotations
 
 import argparse
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from resnet_dist.errors import UserError, report_error
-from resnet_dist.prepare.sources import Expected, Split, read_folder, read_imagenet
+from resnet_dist.data.index.scan import left_out_note
+from resnet_dist.errors import UserError, printable, report_error
+from resnet_dist.prepare.samples import Split
+from resnet_dist.prepare.sources import Expected, read_folder, read_imagenet
+from resnet_dist.prepare.tars import read_tars
 from resnet_dist.prepare.verify import find_splits, verify_split
 
 if TYPE_CHECKING:
+    from resnet_dist.data.index.packed import Manifest
     from resnet_dist.prepare.pack import Packed
+
+_RECIPE, _RECIPE_BATCH, _RECIPE_LR = "resnet50", 256, 0.1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,7 +63,18 @@ def _parser() -> argparse.ArgumentParser:
     folder = commands.add_parser("folder", help="pack a folder with one folder per split")
     folder.add_argument("src", type=Path, metavar="SRC")
     folder.add_argument("--splits", default="train,val", help="default: train,val")
-    for command in (imagenet, folder):
+    folder.add_argument(
+        "--val-labels",
+        type=Path,
+        metavar="CSV",
+        help="classes of a split without class folders (default: Kaggle's LOC_val_solution.csv)",
+    )
+    tars = commands.add_parser(
+        "tars", help="pack WebDataset shards of others, or flat archives as on Hugging Face"
+    )
+    for name in ("train", "val"):
+        tars.add_argument(f"--{name}", type=Path, nargs="+", required=True, metavar="TAR")
+    for command in (imagenet, folder, tars):
         _add_options(command)
     verify = commands.add_parser("verify", help="read everything again and compare")
     verify.add_argument("dir", type=Path, metavar="DIR")
@@ -103,7 +123,6 @@ def _quality(text: str) -> int:
 
 def _pack(arguments: argparse.Namespace) -> int:
     # Only now: importing torch takes seconds.
-    from resnet_dist.data.index.scan import say_left_out
     from resnet_dist.prepare.check import Options
     from resnet_dist.prepare.pack import pack_split
     from resnet_dist.prepare.shards import Policy
@@ -116,19 +135,47 @@ def _pack(arguments: argparse.Namespace) -> int:
         exact=arguments.exact,
     )
     policy = Policy(skip_bad=arguments.skip_bad, keep_damaged=arguments.keep_damaged)
+    done: list[Manifest] = []
     for split in _splits(arguments):
-        if split.left_out:
-            others = say_left_out(split.left_out)
-            print(f"{split.name}: no JPEG or PNG by their names, left out: {others}", flush=True)
-        print(_summary(pack_split(split, arguments.out, options, policy)), flush=True)
-    print(f"train with: resnet-dist train --config resnet50 data.root={arguments.out}")
+        for line in left_out_note(split.name, split.left_out):
+            print(line, flush=True)
+        packed = pack_split(split, arguments.out, options, policy)
+        done.append(packed.manifest)
+        print(printable(_summary(packed)), flush=True)
+    print(printable(_next_step(arguments.out, done)))
     return 0
+
+
+def _next_step(out: Path, splits: list[Manifest]) -> str:
+    """The command that trains the ImageNet recipe on what was packed."""
+    if len(splits) < 2:
+        return "training needs a second split, for validation: prepare it with the same --out"
+    train, val = splits[:2]
+    settings = [f"data.root={out}"]
+    for key, name, default in (("train", train.split, "train"), ("val", val.split, "val")):
+        if name != default:
+            settings.append(f"data.{key}_split={name}")
+    if train.num_samples != Expected().train:
+        settings.append(f"data.num_train_samples={train.num_samples}")
+    # The recipe's batch, or less where an epoch would have less than 16 steps; the rate with it.
+    batch_size = _RECIPE_BATCH
+    while batch_size > max(4, train.num_samples // 16):
+        batch_size //= 2
+    if batch_size != _RECIPE_BATCH:
+        settings.append(f"train.global_batch_size={batch_size}")
+        settings.append(f"optim.lr={_RECIPE_LR * batch_size / _RECIPE_BATCH:g}")
+    return f"train with: resnet-dist train --config {_RECIPE} {shlex.join(settings)}"
 
 
 def _splits(arguments: argparse.Namespace) -> list[Split]:
     print("listing the samples ...", file=sys.stderr, flush=True)
     if arguments.command == "folder":
-        return read_folder(arguments.src.absolute(), arguments.splits.split(","))
+        return read_folder(
+            arguments.src.absolute(), arguments.splits.split(","), arguments.val_labels
+        )
+    if arguments.command == "tars":
+        paths = (arguments.train, arguments.val)
+        return read_tars(*([path.absolute() for path in of_split] for of_split in paths))
     expected = Expected(
         train=arguments.expect_train, val=arguments.expect_val, classes=arguments.expect_classes
     )
@@ -166,9 +213,10 @@ def _verify(folder: Path) -> int:
     for split in find_splits(folder.absolute()):
         found = verify_split(split)
         problems += found
-        print(f"{split.name}: {f'{len(found)} problem(s)' if found else 'as it was written'}")
+        result = f"{len(found)} problem(s)" if found else "as it was written"
+        print(f"{printable(split.name)}: {result}")
     for problem in problems:
-        print(f"error: {problem}", file=sys.stderr)
+        print(f"error: {printable(problem)}", file=sys.stderr)
     if problems:
         print("restore these files from a copy, or prepare the data again", file=sys.stderr)
     return 2 if problems else 0

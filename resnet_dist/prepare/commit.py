@@ -25,8 +25,8 @@ from resnet_dist.data.index.packed import (
     ShardFile,
     fingerprint_of,
 )
+from resnet_dist.prepare.samples import Split
 from resnet_dist.prepare.shards import Record, Task
-from resnet_dist.prepare.sources import Split
 from resnet_dist.system.files import replace_file
 
 

@@ -27,13 +27,13 @@ import torch
 
 from resnet_dist import rng
 from resnet_dist.data.index.packed import MANIFEST, WORK_FOLDER, Manifest, read_manifest
-from resnet_dist.errors import UserError
+from resnet_dist.errors import UserError, printable
 from resnet_dist.prepare import shards
 from resnet_dist.prepare.check import Options
 from resnet_dist.prepare.commit import commit
 from resnet_dist.prepare.progress import Progress
+from resnet_dist.prepare.samples import Sample, Split
 from resnet_dist.prepare.shards import Item, Policy, Record, Task
-from resnet_dist.prepare.sources import Sample, Split
 from resnet_dist.system import workers
 from resnet_dist.system.files import locked
 
@@ -113,6 +113,7 @@ def pack_split(split: Split, out: Path, options: Options, policy: Policy) -> Pac
             _check_space(split, folder, options)
             records = _run(split.name, tasks)
             _report_bad(records, folder)
+            _check_no_class_is_empty(split, records)
             manifest = commit(split, tasks, records, inputs)
             shutil.rmtree(folder / WORK_FOLDER)
     except BrokenExecutor:
@@ -226,14 +227,25 @@ def _report_bad(records: list[Record], folder: Path) -> None:
     if not bad:
         return
     path = folder / WORK_FOLDER / "bad.txt"
-    lines = [f"{name}: {why}" for name, why in sorted(bad.items())]
-    path.write_text("\n".join(lines) + "\n", errors="surrogateescape")
-    more = (
-        f" and {len(lines) - _MOST_NAMED} more, all in {path}" if len(lines) > _MOST_NAMED else ""
-    )
+    lines = [printable(f"{name}: {why}") for name, why in sorted(bad.items())]
+    path.write_text("\n".join(lines) + "\n")
+    more = f" and {len(lines) - _MOST_NAMED} more" if len(lines) > _MOST_NAMED else ""
     raise UserError(
         f"{folder.name}: {len(lines)} of {sum(len(r.ids) + len(r.bad) for r in records)} images "
-        f"cannot be used: {'; '.join(lines[:_MOST_NAMED])}{more}. Replace them and give the same "
-        f"command again (finished shards are kept), or leave them out with --skip-bad, or keep "
-        f"those that are only damaged inside, as other pipelines do, with --keep-damaged"
+        f"cannot be used: {'; '.join(lines[:_MOST_NAMED])}{more} (all are named in {path}). "
+        f"Replace them and give the same command again (finished shards are kept), or leave them "
+        f"out with --skip-bad, or keep those that are only damaged inside, as other pipelines do, "
+        f"with --keep-damaged"
     )
+
+
+def _check_no_class_is_empty(split: Split, records: list[Record]) -> None:
+    """Raise UserError for a class that has lost all its images, as for an empty class folder."""
+    kept = {split.samples[i].label for record in records for i in record.ids}
+    empty = [name for label, name in enumerate(split.classes) if label not in kept]
+    if empty:
+        raise UserError(
+            f"{split.name}: no image of {len(empty)} class(es) can be used "
+            f"({', '.join(map(printable, empty[:_MOST_NAMED]))}); replace the images or "
+            f"remove the classes, and give the same command again (finished shards are kept)"
+        )

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from resnet_dist.data.index.packed import WORK_FOLDER
 from resnet_dist.data.read.store import TAR_BLOCK
 from resnet_dist.prepare.check import BadImageError, Checked, Options, check
-from resnet_dist.prepare.sources import Sample
+from resnet_dist.prepare.samples import Sample
 from resnet_dist.system.files import replace_file
 
 _READ_AHEAD = 8

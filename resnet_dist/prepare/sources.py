@@ -1,57 +1,29 @@
-"""What is to be packed: the samples of a split, in the order that the index of a folder has.
+"""Where samples come from: a folder of class folders, and ImageNet's own archives.
 
-Owns listing a folder of class folders and ImageNet's own archives. Reads no image.
+Reads no image.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 
 from resnet_dist.data.index import scan
 from resnet_dist.errors import UserError
+from resnet_dist.prepare import kaggle
 from resnet_dist.prepare.devkit import read_validation_classes
+from resnet_dist.prepare.samples import Sample, Split, numbers_of, refuse_twice
 from resnet_dist.prepare.tar_reader import Member, Region, list_members, open_region
+from resnet_dist.system.names import unknown_names
 
 _NUM_LISTING = 16  # threads: network storage answers late
 _CLASS_ARCHIVE = re.compile(r"[A-Za-z0-9_-]+\.tar")  # the shards' entries begin with the class
 _VAL_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One image where it comes from."""
-
-    name: str
-    """Class folder and path below it."""
-    label: int
-    """Position in the split's classes."""
-    file: str
-    """The image, or the archive that holds it."""
-    offset: int
-    length: int
-    stamp: int
-    """When the file was last changed, ns."""
-
-
-@dataclass(frozen=True)
-class Split:
-    """The samples of one split, sorted by class, then by name."""
-
-    name: str
-    classes: list[str]
-    cls: list[int]
-    """For other readers of the shards: of each class, its number among the training classes."""
-    samples: list[Sample]
-    left_out: dict[str, int] = field(default_factory=dict)
-    """Number of files that are no samples, by suffix."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +35,12 @@ class Expected:
     classes: int = 1_000
 
 
-def read_folder(folder: Path, split_names: Sequence[str]) -> list[Split]:
-    """Splits `folder/<name>`, each a folder of class folders. Raises UserError if one is not."""
+def read_folder(
+    folder: Path, split_names: Sequence[str], val_labels: Path | None = None
+) -> list[Split]:
+    """Splits `folder/<name>`, each a folder of class folders, or of images whose classes a table
+    says (`val_labels`, or Kaggle's beside the data). Raises UserError if one is not."""
+    folder = kaggle.folder_of_splits(folder)
     splits: list[Split] = []
     for name in split_names:
         if not (folder / name).is_dir():
@@ -72,27 +48,30 @@ def read_folder(folder: Path, split_names: Sequence[str]) -> list[Split]:
                 f"SRC ({folder}): lacks the folder {name!r}; give a folder with one folder per "
                 f"split and one sub-folder per class in each, or name the splits with --splits"
             )
-        classes = scan.list_classes(folder / name)
-        with ThreadPoolExecutor(_NUM_LISTING) as pool:
-            found = pool.map(partial(_list_class, folder / name), range(len(classes)), classes)
-            samples, left_out = [], Counter[str]()
-            for of_class, others in found:
-                samples += of_class
-                left_out.update(others)
-        first = splits[0].classes if splits else classes
-        unknown = [one for one in classes if one not in set(first)]
-        if unknown:
-            raise UserError(
-                f"SRC ({folder}): the split {name!r} holds classes that {split_names[0]!r} lacks: "
-                f"{', '.join(unknown[:5])}; remove them or add them there"
-            )
-        splits.append(Split(name, classes, _numbers(classes, first), samples, dict(left_out)))
+        if splits and kaggle.is_flat(folder / name):
+            splits.append(kaggle.read_flat(folder / name, name, val_labels, splits[0].classes))
+        else:
+            splits.append(_read_split(folder, name, splits[0] if splits else None))
     return splits
 
 
-def _numbers(classes: list[str], among: list[str]) -> list[int]:
-    numbers = {name: number for number, name in enumerate(among)}
-    return [numbers[name] for name in classes]
+def _read_split(folder: Path, name: str, first: Split | None) -> Split:
+    """A folder of class folders, all of them among those of the first split."""
+    classes = scan.list_classes(folder / name)
+    with ThreadPoolExecutor(_NUM_LISTING) as pool:
+        found = list(pool.map(partial(_list_class, folder / name), range(len(classes)), classes))
+    samples = [sample for of_class, _ in found for sample in of_class]
+    left_out = scan.outside_classes(folder / name)
+    for _, of_class in found:
+        left_out.update(of_class)
+    known = classes if first is None else first.classes
+    unknown = [one for one in classes if one not in set(known)]
+    if first is not None and unknown:
+        raise UserError(
+            f"SRC ({folder}): the split {name!r} holds classes that {first.name!r} lacks: "
+            f"{unknown_names(unknown, known)}; rename or remove them, or add them there"
+        )
+    return Split(name, classes, numbers_of(classes, known), samples, dict(left_out))
 
 
 def _list_class(folder: Path, label: int, name: str) -> tuple[list[Sample], dict[str, int]]:
@@ -164,7 +143,7 @@ def _read_train(path: Path) -> Split:
         with ThreadPoolExecutor(_NUM_LISTING) as pool:
             found = list(pool.map(read_class, range(len(classes))))
     samples = [sample for of_class in found for sample in of_class]
-    _refuse_twice("--train-tar", path, samples)
+    refuse_twice("--train-tar", path, samples)
     return Split("train", classes, list(range(len(classes))), samples)
 
 
@@ -204,13 +183,5 @@ def _read_val(path: Path, classes_of_images: list[str], train_classes: list[str]
                 Sample(name, labels[wnid], str(path), member.offset, member.length, stamp)
             )
     samples.sort(key=lambda sample: (sample.label, sample.name))
-    _refuse_twice("--val-tar", path, samples)
-    return Split("val", used, _numbers(used, train_classes), samples)
-
-
-def _refuse_twice(option: str, path: Path, samples: list[Sample]) -> None:
-    for before, sample in pairwise(samples):
-        if before.name == sample.name:
-            raise UserError(
-                f"{option} ({path}): holds {sample.name!r} twice; fetch the archive again"
-            )
+    refuse_twice("--val-tar", path, samples)
+    return Split("val", used, numbers_of(used, train_classes), samples)

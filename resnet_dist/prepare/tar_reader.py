@@ -18,6 +18,7 @@ from typing import IO, cast
 from resnet_dist.errors import UserError
 
 _PLAIN = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
+_COMPRESSED = {b"\x1f\x8b": "gunzip", b"\x28\xb5\x2f\xfd": "unzstd", b"\xfd7zXZ": "unxz"}
 _MOST_HEADER_BYTES = 1 << 20  # a long name is some hundred bytes; more is an attack on memory
 
 
@@ -61,9 +62,20 @@ def open_region(path: Path, option: str) -> Iterator[Region]:
             def read(offset: int, wanted: int) -> bytes:
                 return os.pread(descriptor, wanted, offset)
 
+            _refuse_compressed(read(0, 8), path, name)
             yield Region(read, os.fstat(descriptor).st_size, name)
     except OSError as error:
         raise UserError(f"{name}: cannot be read ({error.strerror}); give the archive") from None
+
+
+def _refuse_compressed(start: bytes, path: Path, name: str) -> None:
+    """Images are read where they lie, which a compressed archive does not allow."""
+    for magic, tool in _COMPRESSED.items():
+        if start.startswith(magic):
+            raise UserError(
+                f"{name}: is compressed; unpack it to a plain tar first (`{tool} {path}`), and "
+                f"give that: images hardly compress, so it is no larger"
+            )
 
 
 def bytes_region(content: bytes, name: str) -> Region:

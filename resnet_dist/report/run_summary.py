@@ -11,10 +11,11 @@ from resnet_dist.config.help.listing import describe
 from resnet_dist.config.load import DEFAULT_CONFIG, Resolved
 from resnet_dist.data.datasets import Datasets
 from resnet_dist.data.index.index import Index
-from resnet_dist.data.index.scan import say_left_out
+from resnet_dist.data.index.scan import left_out_note
 from resnet_dist.data.loaders.choice import choose_loader
 from resnet_dist.data.loaders.memory_backend import decoded_bytes
 from resnet_dist.data.nvjpeg import fallback_note
+from resnet_dist.errors import printable
 from resnet_dist.metrics.jsonl import read_records
 from resnet_dist.optim.schedules import build_schedule
 from resnet_dist.report.curves import write_curves
@@ -58,16 +59,17 @@ def opening_lines(
     if loaded is not None:
         lines += [f"note: {note}" for note in loaded.notes]
         lines.append(f"resuming from {loaded.path} at {_position(config, datasets, loaded)}")
-    return lines
+    return [printable(line) for line in lines]
 
 
 def left_out_notes(datasets: Datasets) -> list[str]:
     """Files in the data folders that are no samples."""
+    both = (("training", datasets.train), ("validation", datasets.val))
     return [
-        f"note: left out of {index.folder}, since they are no JPEG or PNG by their names: "
-        f"{say_left_out(dict(index.left_out))}"
-        for index in (datasets.train, datasets.val)
-        if isinstance(index, Index) and index.left_out
+        line
+        for name, index in both
+        if isinstance(index, Index)
+        for line in left_out_note(name, dict(index.left_out))
     ]
 
 

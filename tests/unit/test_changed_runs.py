@@ -164,7 +164,7 @@ def test_files_that_are_left_out_are_said_at_a_start(
     (tmp_path / "data/val/ant/x.bmp").write_bytes(b"x")
     code, said = run("train.max_steps=1", root=tmp_path / "data")
     assert code == 0, said
-    assert "no JPEG or PNG by their names: 1 .bmp" in said
+    assert "left out of the validation images: 1 .bmp (samples are" in said
 
 
 def test_a_run_from_another_folders_file_has_a_best_of_its_own(run: Run, trained: Path) -> None:

@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from resnet_dist.config import DataConfig
 from resnet_dist.data.index import packed, scan
 from resnet_dist.data.index.places import cache_root, split_folder
-from resnet_dist.errors import UserError
+from resnet_dist.errors import UserError, printable
 from resnet_dist.system.files import locked, replace_file, sync_folder
+from resnet_dist.system.names import unknown_names
 
 _VERSION = 2
 _MAX_FILES_CHECKED = 100_000
@@ -58,7 +59,7 @@ class Index:
     shards: packed.Shards | None = None
     """Where the samples of a packed split lie; None: each is a file."""
     left_out: tuple[tuple[str, int], ...] = ()
-    """Suffixes of the files in the folder that are no samples, and how many there are."""
+    """Kinds of the files in the folder that are no samples, and how many there are."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -76,6 +77,10 @@ class Index:
             if shards is None
             else (shards.names, shards.num_bytes, shards.layout, shards.content),
         )
+
+    def shown_path(self, sample_id: int) -> str:
+        """`path` as a terminal may show it."""
+        return printable(self.path(sample_id))
 
     def path(self, sample_id: int) -> str:
         """File of a sample; of a packed one FOLDER/SHARD:NAME, for messages."""
@@ -175,10 +180,10 @@ def _renumber(index: Index, classes: list[str]) -> Index:
     numbers = {name: number for number, name in enumerate(classes)}
     unknown = [name for name in index.own_classes if name not in numbers]
     if unknown:
-        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
         raise UserError(
             f"data.val_split ({index.folder}): holds classes that the training split (or the "
-            f"checkpoint) lacks: {', '.join(unknown[:5])}{more}; remove them, or name other data"
+            f"checkpoint) lacks: {unknown_names(unknown, classes)}; rename or remove them, or "
+            f"name other data"
         )
     if classes == index.classes:
         return index
@@ -260,7 +265,7 @@ def _build(cache: Path, folder: Path, *, show_progress: bool) -> None:
     the same stay as they are, and old ones stay for a day: somebody may be reading them.
     """
     files_digest = _digest_if_small(folder)  # before the scan: a change during it shows
-    scanned = scan.scan_folder(folder, show_progress=show_progress)
+    scanned = scan.scan_folder(folder, show_progress=show_progress, bad_list=cache / "bad.txt")
     if len(scanned.labels) > _MAX_FILES_CHECKED:
         files_digest = None
     fingerprint = packed.fingerprint_of(scanned.classes, vars(scanned))

@@ -22,14 +22,15 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from resnet_dist.data.read.limits import too_large
-from resnet_dist.errors import UserError
+from resnet_dist.errors import UserError, printable
 from resnet_dist.system import workers
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png")
-THUMBNAILS = "@eaDir"
-"""Folders in which network storage keeps thumbnails; none of their files is a sample."""
+NOT_DATA = ("@eaDir", "__MACOSX", "lost+found", "#recycle", "$RECYCLE.BIN")
+"""Folders that storage and archivers put beside the data: thumbnails, what was deleted."""
 _CHUNK = 256
 _MAX_NAMED_FILES = 10
+_MAX_NAMED_KINDS = 10
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class ClassListing:
     directories: dict[str, int]
     """Folders read, relative like `files`, with their mtime in ns from before they were read."""
     left_out: dict[str, int] = field(default_factory=dict)
-    """Number of files that are no samples, by suffix."""
+    """Number of files that are no samples, by kind: a suffix, or where they lie."""
 
 
 @dataclass
@@ -58,24 +59,45 @@ class ScannedFolder:
     path_offsets: NDArray[np.int64]
     directories: dict[str, int] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
-    """Number of files that are no samples, by suffix."""
+    """Number of files that are no samples, by kind: a suffix, or where they lie."""
 
 
 def say_left_out(counts: Mapping[str, int]) -> str:
     """The files that are no samples, for people: `3 .webp, 1 without a suffix`."""
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in ranked)
+    shown = [f"{count} {printable(kind)}" for kind, count in ranked[:_MAX_NAMED_KINDS]]
+    rest = sum(count for _, count in ranked[_MAX_NAMED_KINDS:])
+    return ", ".join([*shown, *([f"{rest} others"] if rest else [])])
+
+
+def left_out_note(split: str, counts: Mapping[str, int]) -> list[str]:
+    """A line about the files of a split that are no samples; none if there are none."""
+    if not counts:
+        return []
+    return [
+        f"note: left out of the {split} images: {say_left_out(counts)} (samples are "
+        f"{', '.join(IMAGE_SUFFIXES)} in class folders)"
+    ]
+
+
+def outside_classes(folder: Path) -> Counter[str]:
+    """Image files beside the class folders, which belong to no class."""
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if entry.name[0] != "." and entry.is_file()]
+    found = sum(name.lower().endswith(IMAGE_SUFFIXES) for name in names)
+    return Counter({"in no class folder": found} if found else {})
 
 
 def list_classes(folder: Path) -> list[str]:
-    """Sorted names of the class folders (links to folders count, hidden ones do not).
+    """Sorted names of the class folders (links to folders count, hidden ones and `NOT_DATA` do
+    not).
 
     Raises UserError if the folder is missing, unreadable or holds no class folder.
     """
     try:
         with os.scandir(folder) as entries:
             names = (entry.name for entry in entries if entry.is_dir())
-            classes = sorted(name for name in names if name[0] != "." and name != THUMBNAILS)
+            classes = sorted(name for name in names if name[0] != "." and name not in NOT_DATA)
     except NotADirectoryError:
         raise UserError(
             f"data.root ({folder}): is a file; give a folder of class folders"
@@ -85,7 +107,8 @@ def list_classes(folder: Path) -> list[str]:
     if not classes:
         raise UserError(
             f"data.root ({folder}): holds no class folders; expected one folder for each class "
-            f"with its images inside, such as {folder}/n01440764/*.JPEG"
+            f"with its images inside, such as {folder}/n01440764/*.JPEG (ImageNet as Kaggle or "
+            f"Hugging Face give it: see `python -m resnet_dist.prepare --help`)"
         )
     return classes
 
@@ -133,17 +156,20 @@ def _walk(
     directories[relative] = status.st_mtime_ns
     with os.scandir(path) as entries:
         for entry in entries:
-            if entry.name[0] == ".":
-                continue
             name = f"{relative}/{entry.name}"
-            if entry.name == THUMBNAILS:
-                continue
-            if entry.is_dir():
+            is_image = entry.name.lower().endswith(IMAGE_SUFFIXES)
+            if entry.name in NOT_DATA and entry.is_dir():
+                left_out[f"below {entry.name}"] += sum(len(one[2]) for one in os.walk(entry.path))
+            elif entry.name[0] == ".":
+                if is_image and entry.is_file():
+                    left_out["hidden"] += 1
+            elif entry.is_dir():
                 _walk(folder, name, found, (*ancestors, identity))
-            elif entry.name.lower().endswith(IMAGE_SUFFIXES):
+            elif is_image:
                 files.append(name)
             else:
-                left_out[os.path.splitext(entry.name)[1].lower()] += 1  # noqa: PTH122
+                suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122 (a str: speed)
+                left_out[suffix or "without a suffix"] += 1
 
 
 def digest_of_files(folder: Path, listings: list[ClassListing]) -> str:
@@ -160,15 +186,15 @@ def digest_of_files(folder: Path, listings: list[ClassListing]) -> str:
     return digest.hexdigest()
 
 
-def scan_folder(folder: Path, *, show_progress: bool) -> ScannedFolder:
+def scan_folder(folder: Path, *, show_progress: bool, bad_list: Path) -> ScannedFolder:
     """Read the headers of all images of a folder of class folders, in parallel.
 
     Raises UserError for an empty folder or class, and for files that are no readable JPEG or PNG,
-    of which it names the first ten.
+    of which it names the first ten, and all in the file `bad_list`.
     """
     classes = list_classes(folder)
     directories: dict[str, int] = {}
-    left_out: Counter[str] = Counter()
+    left_out = outside_classes(folder)
     sizes: list[NDArray[np.int64]] = []
     paths: list[bytes] = []
     counts = np.zeros(len(classes), dtype=np.int64)
@@ -191,10 +217,13 @@ def scan_folder(folder: Path, *, show_progress: bool) -> ScannedFolder:
             bad += chunk.bad
             bar.update(chunk.is_last)
     if bad:
+        bad = [printable(one) for one in bad]
+        bad_list.write_text("\n".join(bad) + "\n")
         more = f" and {len(bad) - _MAX_NAMED_FILES} more" if len(bad) > _MAX_NAMED_FILES else ""
         raise UserError(
             f"data.root ({folder}): {len(bad)} unreadable image file(s): "
-            f"{', '.join(bad[:_MAX_NAMED_FILES])}{more}; replace or remove them"
+            f"{', '.join(bad[:_MAX_NAMED_FILES])}{more}; replace or remove them "
+            f"(all are named in {bad_list})"
         )
     table = np.concatenate(sizes)
     blob = np.frombuffer(b"".join(paths), dtype=np.uint8)

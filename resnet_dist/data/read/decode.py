@@ -49,13 +49,13 @@ def decode_rgb(encoded: NDArray[np.uint8], index: Index, sample_id: int) -> torc
         image = decode_bytes(encoded)
     except RuntimeError as error:
         raise UserError(
-            f"data.root ({index.path(sample_id)}): truncated or damaged image "
+            f"data.root ({index.shown_path(sample_id)}): truncated or damaged image "
             f"({reason_of(error)}); {index.remedy}"
         ) from None
     height, width = index.heights[sample_id], index.widths[sample_id]
     if image.shape[1:] != (height, width):
         raise UserError(
-            f"data.root ({index.path(sample_id)}): changed since the index was built "
+            f"data.root ({index.shown_path(sample_id)}): changed since the index was built "
             f"({image.shape[1]}x{image.shape[2]} pixels now, {height}x{width} then); restore "
             f"the file, or remove {index.columns.parent} and start again to rebuild the index"
         )

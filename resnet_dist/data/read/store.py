@@ -22,7 +22,7 @@ from resnet_dist.config import DataConfig
 from resnet_dist.data.index import packed
 from resnet_dist.data.index.index import Index
 from resnet_dist.data.read.node_cache import LocalCopies
-from resnet_dist.errors import UserError
+from resnet_dist.errors import UserError, printable
 from resnet_dist.system.paths import expanded
 
 TAR_BLOCK = 512
@@ -118,13 +118,14 @@ class FolderStore(_ThreadedStore):
                 os.close(descriptor)
         except OSError as error:
             raise UserError(
-                f"data.root ({path}): cannot be read ({error.strerror}); restore the file, or "
-                f"start again to rebuild the index"
+                f"data.root ({printable(path)}): cannot be read ({error.strerror}); restore "
+                f"the file, or start again to rebuild the index"
             ) from None
         if length != expected:
             raise UserError(
-                f"data.root ({path}): changed since the index was built ({length} bytes now, "
-                f"{expected} then); restore the file, or start again to rebuild the index"
+                f"data.root ({printable(path)}): changed since the index was built "
+                f"({length} bytes now, {expected} then); restore the file, or start again "
+                f"to rebuild the index"
             )
         return data
 
@@ -200,7 +201,7 @@ class ShardStore(_ThreadedStore):
             or header[_LENGTH_FIELD] != b"%011o" % length
         ):
             raise self._unusable(
-                number, f"does not hold {self._index.path(sample_id)} where the index says"
+                number, f"does not hold {self._index.shown_path(sample_id)} where the index says"
             )
         return data[TAR_BLOCK:]
 

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,9 +44,9 @@ def scans(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     calls: list[Path] = []
     real = scan.scan_folder
 
-    def counted(folder: Path, *, show_progress: bool) -> scan.ScannedFolder:
+    def counted(folder: Path, **options: Any) -> scan.ScannedFolder:
         calls.append(folder)
-        return real(folder, show_progress=show_progress)
+        return real(folder, **options)
 
     monkeypatch.setattr(scan, "scan_folder", counted)
     return calls
@@ -195,8 +196,10 @@ def test_files_that_are_no_samples_are_counted(root: Path) -> None:
         index = open_split(root)
         assert len(index) == 29
         assert index.classes == ["ant", "bee", "cat"]
-        assert dict(index.left_out) == {".webp": 2, ".gif": 1, "": 1}
-    assert say_left_out(dict(index.left_out)) == "2 .webp, 1 without a suffix, 1 .gif"
+        kinds = {".webp": 2, ".gif": 1, "without a suffix": 1, "below @eaDir": 1}
+        assert dict(index.left_out) == kinds
+    said = say_left_out(dict(index.left_out))
+    assert said == "2 .webp, 1 .gif, 1 below @eaDir, 1 without a suffix"
     shutil.rmtree(root / "train/cat")
     (root / "train/cat").mkdir()
     (root / "train/cat/only.webp").write_bytes(b"x")
@@ -271,7 +274,7 @@ def test_validation_labels_follow_the_training_classes(root: Path, write_image: 
     assert val.own_classes == ["bee", "cat"]
     assert np.unique(val.labels).tolist() == [1, 2]
     write_image(root / "val/yak/0.jpg", 10, 10, seed=0)
-    with pytest.raises(UserError, match=r"\(or the checkpoint\) lacks: yak; remove"):
+    with pytest.raises(UserError, match=r"\(or the checkpoint\) lacks: yak; rename or remove"):
         open_index(data, "val", build=True, show_progress=False, classes=train.classes)
     with pytest.raises(UserError, match="yak"):
         check_splits(train, open_split(root, "val"))
@@ -318,7 +321,9 @@ def test_unreadable_images_are_named_up_to_ten(root: Path) -> None:
     assert "cat/bad05.jpg (OSError: the file is empty)" in message
     assert "cat/bad09.jpg" in message
     assert "cat/bad10.jpg" not in message
-    assert message.endswith("and 2 more; replace or remove them")
+    assert "and 2 more; replace or remove them (all are named in " in message
+    named = Path(message.rpartition("named in ")[2].rstrip(")"))
+    assert len(named.read_text().splitlines()) == 12
     assert not list((root.parent / "cache/index").glob("*/index.json"))
 
 
