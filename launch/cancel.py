@@ -58,7 +58,8 @@ def ask(run_dir: Path) -> bool:
         return True
     owner = owner_of(run_dir)
     if owner is None:
-        print(f"{run_dir}: is neither queued nor running")
+        never = "" if last_submission(run_dir) else " (it was never submitted to Slurm)"
+        print(f"{run_dir}: is neither queued nor running{never}")
         return False
     if owner.pid is None or not owner.is_on_this_host:
         raise UserError(f"run ({run_dir}): is trained by {owner}; stop it there")
@@ -83,9 +84,8 @@ def wait_for_end(run_dir: Path, timeout_s: float) -> bool:
 
 def _job(run_dir: Path) -> slurm.JobState | None:
     last = last_submission(run_dir)
-    if last is None or last.job_id is None:
-        return None
-    return slurm.states([last.job_id])[last.job_id]
+    job_id = None if last is None else last.own_job
+    return None if job_id is None else slurm.states([job_id])[job_id]
 
 
 def _is_active(run_dir: Path) -> bool:

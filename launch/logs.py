@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.records.submissions import expand, submissions
+from launch.records.submissions import expand, last_submission, submissions
 from launch.reports.follow import Tail
 from launch.reports.text import print_error
 from resnet_dist.errors import UserError
@@ -49,6 +49,11 @@ def find_log(run_dir: Path, node: int) -> Path:
         path = submission.log(node)
         if path.exists():
             return path
+    if last_submission(run_dir) is None:
+        raise UserError(
+            f"run ({run_dir}): was never submitted with launch.submit, so no log of it is here; "
+            f"`resnet-dist report {run_dir}` shows its records"
+        )
     raise UserError(
         f"run ({run_dir}): node {node} has printed nothing yet; see `python -m launch.status "
         f"{run_dir}`"

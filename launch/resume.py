@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             last = _last_submission(run_dir)
             options = given_options(arguments)
             request = Request(
-                root=Path(last.run_dir),
+                root=run_dir.absolute(),
                 names=[],
                 resolved=[_resolve(last, arguments.overrides)],
                 cluster=load_cluster(arguments.cluster, options, base=last.cluster),
@@ -72,8 +72,9 @@ def _last_submission(run_dir: Path) -> Submission:
 
 def _resolve(last: Submission, overrides: Sequence[str]) -> Resolved:
     """The settings of the last submission, changed. Raises UserError."""
-    before = load_config([str(last.config)])
-    after = load_config([str(last.config)], overrides)
+    place = f"run.dir={last.run_dir.absolute()}"  # the folder may have moved since
+    before = load_config([str(last.config)], [place])
+    after = load_config([str(last.config)], [place, *overrides])
     if after.config.run.dir != before.config.run.dir:
         raise UserError("run.dir: a resumed run stays in its folder; use launch.submit for another")
     differences = exact_differences(to_flat(before.config), after.config)

@@ -16,7 +16,7 @@ from launch.cluster.options import ClusterConfig
 from launch.reports.text import print_error
 from launch.submission.command_line import build_parser, carry_out
 from launch.submission.request import Request, absolute
-from launch.submission.sweep import named_combinations
+from launch.submission.sweep import divide, named_combinations
 from resnet_dist.config.load import Resolved, load_config, shipped_configs
 from resnet_dist.errors import UserError
 from resnet_dist.run.folder import run_folder
@@ -53,14 +53,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_request(arguments: argparse.Namespace, cluster: ClusterConfig) -> Request:
     """The runs that the command line describes. Raises UserError."""
     module = arguments.module or "resnet_dist.train"
-    base = load_config(arguments.config, arguments.overrides)
+    axes, settings = divide(arguments.sweep)
+    overrides = [*arguments.overrides, *settings]
+    base = load_config(arguments.config, overrides)
     root = run_folder(absolute(base).config.run)
-    if not arguments.sweep:
+    if not axes:
         return Request(root, [], [absolute(base)], cluster, module)
-    combinations = named_combinations(arguments.sweep)
+    combinations = named_combinations(axes)
     all_resolved = []
     for name, values in combinations.items():
-        resolved = load_config(arguments.config, [*arguments.overrides, *values])
+        resolved = load_config(arguments.config, [*overrides, *values])
         all_resolved.append(absolute(_placed(resolved, base, str(root / name), name)))
     return Request(root, list(combinations), all_resolved, cluster, module)
 

@@ -44,6 +44,11 @@ def printable(text: str, *, keeps: str = "") -> str:
     )
 
 
+def has_control_characters(text: str) -> bool:
+    """Whether a text would break a line, or steer a terminal."""
+    return any(unicodedata.category(one) == "Cc" for one in text)
+
+
 def report_error(error: UserError, *, speaks: bool) -> int:
     """Print the message, and leave it for torchrun's summary. Returns the exit code.
 

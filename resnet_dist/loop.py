@@ -113,13 +113,14 @@ def fit(state: TrainState, use: Components) -> Outcome:
     due, guards = use.cadence, use.guards
     outcome = Outcome.FINISHED if due.stop_step == due.num_steps else Outcome.LIMITED
     with closing(use.train_loader.batches(state.step, due.stop_step)) as loaded:
-        batches = _watch(loaded, state, use)
+        batches, begun_at = _watch(loaded, state, use), state.step
         while state.step < due.stop_step:
             guards.begin_step(state.step)
             lr = _set_rates(state, use)
             grad_norm = use.step(batches, step=state.step)
             state.step += 1
             use.throughput.count_step()
+            use.recorder.advance(state.step)
             if state.average is not None and due.averages(state.step):
                 state.average.update(state.model)
 
@@ -146,6 +147,9 @@ def fit(state: TrainState, use: Components) -> Outcome:
         sync_attempt(use.world, use.saver.finish)
     if outcome is Outcome.STOPPED:
         use.recorder.message(use.stop.durable_line())
+    if outcome is Outcome.LIMITED and state.step > begun_at and not due.logs(state.step):
+        # After the save, so that a run that is resumed there records the whole interval.
+        _sync_log(state, use, lr, grad_norm)
     return outcome
 
 
@@ -196,7 +200,9 @@ def _sync_log(state: TrainState, use: Components, lr: float, grad_norm: torch.Te
     data_wait_ms = speeds["data_wait_share"] * speeds["step_time_ms"]
     values = {f"train/{name}": value for name, value in (measured | speeds).items()}
     values["train/skipped_steps"] = skipped.total
-    values |= use.guards.stragglers.sync_read_and_reset(data_wait_ms, use.recorder.message)
+    values |= use.guards.stragglers.sync_read_and_reset(
+        data_wait_ms, speeds["step_time_ms"], use.recorder.message
+    )
     values |= {f"checkpoint/{name}": value for name, value in use.saver.read_times().items()}
     values |= {"train/lr": lr, "train/grad_norm": float(grad_norm)}
     _record(state, use, values)

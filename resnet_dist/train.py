@@ -10,7 +10,6 @@ then hands them to `resnet_dist.trainer`.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -22,7 +21,7 @@ from resnet_dist.data.micro_batches import choose_batch_split
 from resnet_dist.errors import UserError, report_error
 from resnet_dist.report import preview
 from resnet_dist.system.output import keep_output_safe
-from resnet_dist.system.ranks import is_started_by_torchrun, launched_ranks
+from resnet_dist.system.ranks import is_first, is_started_by_torchrun, launched_ranks
 from resnet_dist.system.signals import stop_at_once_on_signals
 from resnet_dist.system.torchrun import count_gpus, run_ranks
 
@@ -63,7 +62,7 @@ def _start(
             return answered
         start = choose(arguments, load_config(arguments.files, arguments.overrides))
     except UserError as error:  # the same on every rank, so one speaks
-        return report_error(error, speaks=os.environ.get("RANK", "0") == "0")
+        return report_error(error, speaks=is_first())
     return start()
 
 

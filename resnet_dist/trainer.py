@@ -132,8 +132,8 @@ def run(resolved: Resolved, world: World) -> int:
         outcome = fit_or_go_back(config, state, use, datasets, batch_split, checkpoints)
         if world.is_main:
             checkpoints.check_owned()
-            run_summary.closing_report(config, folder, outcome, state.step)
             why = use.stop.reason if outcome is Outcome.STOPPED else None
+            run_summary.closing_report(config, folder, outcome, state.step, why)
             write_end(folder, outcome, {"step": state.step, "reason": why})
     return stopped_exit_code() if outcome is Outcome.STOPPED else 0
 

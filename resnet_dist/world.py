@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -77,12 +78,25 @@ def start_process_group(config: DistConfig, run_folder: Path | None = None) -> W
         torch.cuda.set_device(device)
         prepare_nccl(config, run_folder)
     if size > 1:
+        check_master_address()
         dist.init_process_group(
             backend="cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
             timeout=timedelta(seconds=config.timeout_s),
             device_id=device if device.type == "cuda" else None,
         )
     return World(rank, size, local_rank, local_size, device)
+
+
+def check_master_address() -> None:
+    """Raise UserError for a MASTER_ADDR that is no host's, for which torch waits in silence."""
+    name = os.environ.get("MASTER_ADDR", "")
+    try:
+        socket.getaddrinfo(name or None, 0)
+    except OSError as error:
+        raise UserError(
+            f"environment (MASTER_ADDR={name!r}): no host of that name is found ({error}); give "
+            f"torchrun the name or address of the first node (--rdzv-endpoint, --master-addr)"
+        ) from None
 
 
 def prepare_nccl(config: DistConfig, run_folder: Path | None) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from launch.cluster.duration import minutes
-from resnet_dist.errors import UserError
+from resnet_dist.errors import UserError, has_control_characters
 
 CONTAINER_MOUNTS_HINT = "SRC:DST[:ro]"
 
@@ -120,6 +120,14 @@ class ClusterConfig:
             require(getattr(self, name) > 0, name, "must be positive", "give seconds")
         for name in ("min_free_disk_gib", "min_free_shm_gib"):
             require(getattr(self, name) >= 0, name, "must not be negative", "0 means any")
+        texts = {name: value for name, value in vars(self).items() if isinstance(value, str)}
+        texts |= {f"sbatch_args {name}": value for name, value in self.sbatch_args.items()}
+        for name, value in texts.items():
+            if has_control_characters(f"{name}{value}"):  # a newline would begin a line of shell
+                broken.append(
+                    f"{option(name)} ({value!r}): must hold no control characters, such as a "
+                    f"newline; leave them out"
+                )
         for variable in self.env:
             is_name = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", variable) is not None
             require(is_name, "env", f"{variable!r} is no name of a variable", "give NAME=VALUE")

@@ -6,6 +6,7 @@ from submitit, which takes NODE_FAIL for an end although Slurm runs the job agai
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -17,6 +18,11 @@ from resnet_dist.errors import UserError
 
 _TIMEOUT_S = 60
 _NEEDED = ("sbatch", "srun", "squeue", "scontrol", "sinfo")
+
+_KEPT_VARIABLES = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT", "SLURM_TIME_FORMAT")
+"""A user's own, which say how to reach Slurm."""
+_NO_CLUSTER = ("Unable to contact slurm controller", "Could not establish a configuration source")
+_GPU_VARIABLES = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL")
 
 ENDED = {
     "BOOT_FAIL",
@@ -66,6 +72,20 @@ def require_slurm() -> None:
         )
 
 
+def leave_caller_job() -> None:
+    """Forget the job in whose shell this process runs, if any.
+
+    sbatch hands its environment on, and srun obeys it: the memory, cores and array of the caller's
+    job would become the new job's.
+    """
+    if "SLURM_JOB_ID" in os.environ:
+        for name in _GPU_VARIABLES:
+            os.environ.pop(name, None)
+    for name in list(os.environ):
+        if name.startswith(("SLURM", "SRUN_", "PMI_", "PMIX_")) and name not in _KEPT_VARIABLES:
+            del os.environ[name]
+
+
 def ask(*command: str) -> str:
     """Run one of Slurm's commands; what it printed. Raises SlurmError."""
     try:
@@ -78,6 +98,11 @@ def ask(*command: str) -> str:
         raise SlurmError(f"{command[0]}: no answer in {_TIMEOUT_S} s; is slurmctld up?") from None
     if ended.returncode != 0:
         printed = " ".join((ended.stderr or ended.stdout).split())
+        if any(sign in printed for sign in _NO_CLUSTER):
+            raise SlurmError(
+                f"{command[0]}: {printed}; Slurm's tools are installed here, but no cluster "
+                f"answers: submit from a login node, or use --local to run on this machine"
+            )
         raise SlurmError(f"{command[0]}: {printed or f'exit code {ended.returncode}'}")
     return ended.stdout
 

@@ -10,8 +10,9 @@ sweep.json                        in the folder of a sweep: the names of its run
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ class Submission:
     """One `sbatch` of a run."""
 
     run_dir: Path
+    """Where the run is found now."""
     number: int
     job_id: str | None
     """`123`, or `123_4` in a sweep; None while it is being submitted, or without Slurm."""
@@ -33,6 +35,16 @@ class Submission:
     slurm_folder: Path
     cluster: dict[str, Any]
     time: float
+    submitted_as: Path | None = field(default=None, compare=False)
+    """The run folder at submission."""
+
+    @property
+    def own_job(self) -> str | None:
+        """The job that trains in this folder; None for a copy of the folder of that job."""
+        origin = self.submitted_as
+        if origin is None or not origin.is_dir() or origin.samefile(self.run_dir):
+            return self.job_id
+        return None
 
     @property
     def folder(self) -> Path:
@@ -47,13 +59,19 @@ class Submission:
     def write(self) -> None:
         """Write submission.json."""
         content = dataclasses.asdict(self)
-        for key in ("run_dir", "code", "slurm_folder"):
-            content[key] = str(content[key])
+        del content["run_dir"]
+        content["submitted_as"] = str(self.run_dir)
+        # A run folder is where it is found: these move with it.
+        for key in _BESIDE:
+            content[key] = os.path.relpath(content[key], self.run_dir)
         write_json(self.folder / "submission.json", content)
 
     def log(self, node: int = 0) -> Path:
         """The file that a node's task prints to, all attempts one after the other."""
         return self.slurm_folder / f"{self.job_id}_{node}_log.out"
+
+
+_BESIDE = ("code", "slurm_folder")
 
 
 def submission_folder(run_dir: Path, number: int) -> Path:
@@ -69,11 +87,16 @@ def submissions(run_dir: Path) -> list[Submission]:
         if content is None:
             continue
         try:
-            paths = {key: Path(content[key]) for key in ("run_dir", "code", "slurm_folder")}
+            paths = {key: _beside(run_dir, content[key]) for key in _BESIDE}
+            paths |= {"run_dir": run_dir, "submitted_as": Path(content["submitted_as"])}
             found.append(Submission(**{**content, **paths}))
-        except (KeyError, TypeError):
+        except (KeyError, TypeError, ValueError):
             continue
     return found
+
+
+def _beside(run_dir: Path, relative: str) -> Path:
+    return Path(os.path.normpath(run_dir / relative))
 
 
 def last_submission(run_dir: Path) -> Submission | None:

@@ -76,16 +76,16 @@ def run_status(run_dir: Path) -> RunStatus:
     submitted = submissions(run_dir)
     last = submitted[-1] if submitted else None
     job, remark = None, ""
-    if last is not None and last.job_id is not None and shutil.which("squeue"):
+    if last is not None and last.own_job is not None and shutil.which("squeue"):
         try:
-            job = slurm.states([last.job_id])[last.job_id]
+            job = slurm.states([last.own_job])[last.own_job]
         except slurm.SlurmError as error:  # the folder still tells what happened in it
             remark = f"; Slurm could not be asked: {error}"
     rows = attempt_rows(run_dir, submitted, job)
     state, reason = _state(run_dir, job, rows)
     return RunStatus(
         run_dir=run_dir,
-        job_id=last.job_id if last else None,
+        job_id=last.own_job if last else None,
         state=state,
         reason=(reason + remark).removeprefix("; "),
         nodes=job.nodes if job is not None and job.is_active else "",
@@ -202,7 +202,7 @@ def _current(run_dir: Path, submitted: Sequence[Submission], job: slurm.JobState
         return RUNNING if job.state in _RUNNING_STATES else LOST
     if owner_of(run_dir) is not None:
         return RUNNING
-    return UNKNOWN if submitted and submitted[-1].job_id is not None else LOST
+    return UNKNOWN if submitted and submitted[-1].own_job is not None else LOST
 
 
 class _History:

@@ -32,14 +32,17 @@ def check_config(config: Config, cluster: ClusterConfig) -> None:
     choose_batch_split(config.train, cluster.world_size)
 
 
-def check_folder(run_dir: Path, *, has_slurm: bool) -> list[str]:
+def check_folder(run_dir: Path, *, has_slurm: bool, may_change: bool = False) -> list[str]:
     """Check that a run folder holds no finished and no running run. Returns remarks for the user.
+
+    `may_change`: run.allow_config_change, by which a finished run is trained for longer.
 
     Raises UserError.
     """
     last = last_submission(run_dir)
-    if has_slurm and last is not None and last.job_id is not None:
-        state = slurm.states([last.job_id])[last.job_id]
+    job_id = None if last is None else last.own_job
+    if has_slurm and job_id is not None:
+        state = slurm.states([job_id])[job_id]
         if state.is_active:
             raise UserError(
                 f"run.dir ({run_dir}): its run is {state.state} as job {state.job_id}; see "
@@ -52,9 +55,10 @@ def check_folder(run_dir: Path, *, has_slurm: bool) -> list[str]:
             f"run.dir ({run_dir}): is in use by a running training ({owner}); stop that first, or "
             f"give another run.dir"
         )
-    if last_outcome(run_dir) is Outcome.FINISHED:
+    if last_outcome(run_dir) is Outcome.FINISHED and not may_change:
         raise UserError(
-            f"run.dir ({run_dir}): holds a finished run; give another run.dir or run.name"
+            f"run.dir ({run_dir}): holds a finished run; give another run.dir or run.name, or "
+            f"train it for longer with run.allow_config_change=true and more train.epochs"
         )
     step = newest_step(run_dir)
     return [f"resumes in {run_dir} from step {step}"] if step else []

@@ -6,6 +6,7 @@ import argparse
 import shutil
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from launch.cluster import slurm
 from launch.cluster.option_sources import add_options, cluster_files
@@ -13,7 +14,9 @@ from launch.reports import follow
 from launch.submission.checks import check_config, check_folder, check_writable
 from launch.submission.local import run_here
 from launch.submission.request import Request, check_with_slurm, submit
+from launch.submission.sbatch import check_names
 from resnet_dist.errors import UserError
+from resnet_dist.run.folder import run_folder
 
 
 def build_parser(prog: str, description: str) -> argparse.ArgumentParser:
@@ -39,6 +42,8 @@ def carry_out(request: Request, arguments: argparse.Namespace) -> int:
     """Show, run or submit a request. Returns the exit code. Raises UserError."""
     _check_configs(request)
     if arguments.dry_run:
+        for remark in _missing_data(request):
+            print(remark, file=sys.stderr)
         print(request.numbered().script())
         return 0
     if not arguments.local:
@@ -62,20 +67,32 @@ def _check_configs(request: Request) -> None:
     for resolved in request.resolved:
         try:
             check_config(resolved.config, request.cluster)
+            check_names(resolved.config.run.name, run_folder(resolved.config.run))
         except UserError as error:
             errors.append(str(error))
     if errors:
         raise UserError("\n".join(dict.fromkeys(errors)))
 
 
+def _missing_data(request: Request) -> list[str]:
+    """A note for each data folder that this machine does not see."""
+    roots = dict.fromkeys(each.config.data.root for each in request.resolved)
+    return [
+        f"note: data.root ({root}) is not on this machine; every node must see it"
+        for root in roots
+        if root is not None and not Path(root).is_dir()
+    ]
+
+
 def _check_folders(request: Request) -> list[str]:
     """Remarks for the user. Raises UserError with what is wrong in any of the folders."""
     has_slurm = shutil.which("squeue") is not None
+    may_change = all(each.config.run.allow_config_change for each in request.resolved)
     remarks: list[str] = []
     errors: list[str] = []
     for run_dir in dict.fromkeys([request.root, *request.run_dirs]):
         try:
-            remarks += check_folder(run_dir, has_slurm=has_slurm)
+            remarks += check_folder(run_dir, has_slurm=has_slurm, may_change=may_change)
         except UserError as error:
             errors.append(str(error))
     if errors:

@@ -27,6 +27,7 @@ from launch.submission.checks import check_writable
 from launch.submission.snapshot import copy_code
 from resnet_dist.config.help.listing import describe
 from resnet_dist.config.load import Resolved
+from resnet_dist.config.run import RESUME_WORDS
 from resnet_dist.errors import UserError
 from resnet_dist.run.folder import run_folder
 from resnet_dist.system.files import replace_file
@@ -102,6 +103,8 @@ class Numbered:
             request.cluster,
             name=request.resolved[0].config.run.name.partition("/")[0],
             code=self.code,
+            folder=self.slurm_folder,
+            is_array=len(request.resolved) > 1,
             requeue=sbatch.requeue_command(request.cluster, request.run_dirs, self.number),
             mounts=self.mounts,
         )
@@ -172,7 +175,7 @@ def absolute(resolved: Resolved) -> Resolved:
     config = resolved.config
     run, data = config.run, config.data
     resume = run.resume
-    if resume not in ("auto", "never", "required"):
+    if resume not in RESUME_WORDS:
         resume = str(_absolute(resume))
     run = dataclasses.replace(run, dir=str(_absolute(run_folder(run))), resume=resume)
     data = dataclasses.replace(
@@ -199,6 +202,7 @@ def check_with_slurm(request: Request) -> list[str]:
     Raises UserError.
     """
     slurm.require_slurm()
+    slurm.leave_caller_job()
     cluster = request.cluster
     remarks = check_request(
         cluster.partition,

@@ -7,7 +7,6 @@ before (`--dry-run`, `sbatch --test-only`). pyproject.toml bounds submitit's ver
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -19,15 +18,25 @@ from submitit.slurm.slurm import _make_sbatch_string
 
 from launch.cluster.options import ClusterConfig
 from launch.node.job import TrainJob
+from resnet_dist.errors import UserError, has_control_characters
 
 NO_LIMIT = 1_000_000
 """Bound of submitit's count of reached time limits, which takes every short job for one."""
 
 
 def parameters(
-    cluster: ClusterConfig, *, name: str, code: Path, requeue: str, mounts: Sequence[str] = ()
+    cluster: ClusterConfig,
+    *,
+    name: str,
+    code: Path,
+    folder: Path,
+    requeue: str,
+    mounts: Sequence[str] = (),
+    is_array: bool = False,
 ) -> dict[str, Any]:
-    """submitit's parameters. `requeue`: a shell command that reads srun's exit code in `$code`."""
+    """submitit's parameters. `folder`: of the logs; `requeue`: a shell command that reads srun's
+    exit code in `$code`."""
+    log = log_pattern(folder, is_array=is_array)
     ranks = cluster.num_ranks_per_node
     cpus = cluster.cpus_per_gpu * ranks if cluster.cpus_per_gpu else None
     memory = f"{_megabytes(cluster.mem_gb_per_gpu * ranks)}MB" if cluster.mem_gb_per_gpu else None
@@ -37,6 +46,7 @@ def parameters(
         "chdir": str(code),
         "reservation": cluster.reservation,
         "open-mode": "append",
+        "output": log.replace("%t", "0"),
         **cluster.sbatch_args,
     }
     values: dict[str, Any] = {
@@ -58,7 +68,7 @@ def parameters(
         "exclusive": cluster.exclusive or None,
         "array_parallelism": cluster.array_parallelism,
         "stderr_to_stdout": True,
-        "srun_args": _srun_arguments(cluster, cpus, code, mounts),
+        "srun_args": [f"--output={log}", *_srun_arguments(cluster, cpus, code, mounts)],
         "additional_parameters": {k: v for k, v in further.items() if v is not None},
         "setup": _setup(cluster, code),
         "teardown": ["code=$?", requeue],
@@ -66,10 +76,34 @@ def parameters(
     return {key: value for key, value in values.items() if value is not None}
 
 
+def log_pattern(folder: Path, *, is_array: bool) -> str:
+    """Slurm's pattern of submitit's log files, for a folder with any letters."""
+    job = "%A_%a" if is_array else "%j"
+    return f"{str(folder).replace('%', '%%')}/{job}_%t_log.out"
+
+
+def check_names(name: str, folder: Path) -> None:
+    """Raise UserError for what would begin a line of the batch script, or be taken for a pattern by
+    Slurm or submitit, whatever is done."""
+    for key, text in (("run.name", name), ("run.dir", str(folder))):
+        if has_control_characters(text):
+            raise UserError(
+                f"{key} ({text!r}): must hold no control characters, such as a newline; give "
+                f"another name"
+            )
+    found = [one for one in ("\\", "%j", "%t", "%A", "%a") if one in str(folder)]
+    if found:
+        raise UserError(
+            f"run.dir ({folder}): holds {', '.join(found)}, which Slurm's file names use for "
+            f"something else; give a folder without it"
+        )
+
+
 def _srun_arguments(
     cluster: ClusterConfig, cpus: int | None, code: Path, mounts: Sequence[str]
 ) -> list[str]:
-    arguments = ["--kill-on-bad-exit=1"]
+    # The script's variables reach the tasks also where SBATCH_EXPORT=NONE kept out the caller's.
+    arguments = ["--kill-on-bad-exit=1", "--export=ALL"]
     if cpus:
         arguments.append(f"--cpus-per-task={cpus}")  # since Slurm 22.05 srun does not inherit it
     if cluster.container and cluster.container_runtime == "pyxis":
@@ -134,7 +168,4 @@ def submit(
     """Submit one job, or several as an array. Returns their numbers."""
     executor = SlurmExecutor(folder, max_num_timeout=NO_LIMIT, python=python)
     executor.update_parameters(**values)
-    # Tasks inherit what the environment of sbatch has: not our own variables.
-    for name in ("SLURM_JOB_ID", "SLURM_NODEID", "SLURM_RESTART_COUNT"):
-        os.environ.pop(name, None)
     return [str(job.job_id) for job in executor.submit_array(jobs)]

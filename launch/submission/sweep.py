@@ -27,6 +27,13 @@ def combinations(axes: Sequence[str]) -> list[list[str]]:
     return [list(values) for values in itertools.product(*lists.values())]
 
 
+def divide(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What follows --sweep: axes, and settings of all runs, which have one value. A sweep of one
+    run has axes of one value."""
+    axes = [word for word in words if "=" not in word or len(split_values(word)) > 1]
+    return (axes, [word for word in words if word not in axes]) if axes else (list(words), [])
+
+
 def named_combinations(axes: Sequence[str]) -> dict[str, list[str]]:
     """The combinations by the names of their run folders. Raises UserError."""
     by_name: dict[str, list[str]] = {}

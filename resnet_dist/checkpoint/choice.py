@@ -12,15 +12,13 @@ from typing import Any
 
 from resnet_dist.checkpoint.files import CorruptCheckpointError, decode_checkpoint, read_verified
 from resnet_dist.checkpoint.manager import CheckpointManager
+from resnet_dist.config.run import RESUME_WORDS
 from resnet_dist.errors import UserError
 from resnet_dist.run.checkpoint_files import BEST
 from resnet_dist.run.evidence import evidence_of_a_run
 from resnet_dist.system.json_files import read_lines
 from resnet_dist.system.paths import expanded
 from resnet_dist.world import World, sync_attempt, sync_broadcast_bytes, sync_broadcast_object
-
-WORDS = ("auto", "never", "required", "last", "best")
-"""What `run.resume` may be besides a file."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +96,7 @@ def choose(manager: CheckpointManager, resume: str, *, may_write: bool) -> Choic
     if not path.is_file():
         raise UserError(
             f"run.resume ({resume}): {path} is no file; give a checkpoint file, or one of "
-            f"{', '.join(WORDS)}"
+            f"{', '.join(RESUME_WORDS)}"
         )
     choice = Choice(path, read_verified(path))
     return _go_back(manager, choice) if may_write and is_own else choice

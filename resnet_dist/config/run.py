@@ -9,6 +9,9 @@ from typing import Literal
 
 from resnet_dist.config.setting import check_section, setting
 
+RESUME_WORDS = ("auto", "never", "required", "last", "best")
+"""What `run.resume` may say; all else is a file."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:

@@ -74,7 +74,7 @@ class StopSignal:
         self.request()
 
     def request(self) -> None:
-        """Ask for a stop from inside, as a signal would from outside."""
+        """Ask for a stop because too many saves have failed, as a signal would from outside."""
         if self._received_at is None:
             self._received_at = time.monotonic()
 
@@ -110,7 +110,7 @@ class StopSignal:
         """What stopped the run, for people; after the ranks have agreed."""
         if self._agreed_signal:
             return f"a signal ({signal.Signals(self._agreed_signal).name})"
-        return "itself"
+        return "itself: checkpoint.max_failures saves in a row have failed"
 
     def durable_line(self) -> str:
         """Message with the time from the first rank's signal until now, when the checkpoint is

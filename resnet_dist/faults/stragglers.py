@@ -30,6 +30,12 @@ MAX_SAMPLES = 256
 LEAST_EXCESS_MS = 5.0
 """A rank that exceeds the median by less is not reported."""
 
+LEAST_SHARE = 0.1
+"""Nor one whose excess is a smaller share of the step."""
+
+PERSISTENT = 3
+"""Log intervals in a row in which the same rank must be slow before it is named."""
+
 REPEAT_AFTER = 20
 """Reports in a row of the same rank until it is named again."""
 
@@ -61,8 +67,8 @@ class Stragglers:
         self._begin: Any = None
         self._end: Any = None
         self._samples: deque[tuple[Any, Any]] = deque(maxlen=MAX_SAMPLES)
-        self._named: int | None = None
-        self._num_reports = 0
+        self._suspect: int | None = None
+        self._num_slow = 0
         self._has_begun = False
         if isinstance(first_sync, nn.Parameter):
             first_sync.register_post_accumulate_grad_hook(self._on_gradient)  # type: ignore[no-untyped-call]
@@ -90,10 +96,11 @@ class Stragglers:
             self._end = self._clock.mark()
 
     def sync_read_and_reset(
-        self, data_wait_ms: float, tell: Callable[[str], None]
+        self, data_wait_ms: float, step_time_ms: float, tell: Callable[[str], None]
     ) -> dict[str, float]:
-        """Compare the ranks' times since the last call, of which `data_wait_ms` per step is this
-        rank's wait for data. All ranks must call it; the events must be over.
+        """Compare the ranks' times since the last call, in which a step took `step_time_ms` and
+        this rank waited `data_wait_ms` per step for data. All ranks must call it; the events must
+        be over.
 
         Returns scalars by tag, the same on all ranks. `tell` takes a line about a slow rank.
         """
@@ -107,20 +114,22 @@ class Stragglers:
         dist.all_gather(everyone, mine)  # CPU tensors: gloo's, also beside NCCL
         times = [RankTimes(*rank.tolist()) for rank in everyone]
         if self._has_begun:  # before that, loaders start and kernels are chosen
-            self._report(times, tell)
+            self._report(times, step_time_ms, tell)
         self._has_begun = True
         return scalars_of(times)
 
-    def _report(self, times: list[RankTimes], tell: Callable[[str], None]) -> None:
+    def _report(
+        self, times: list[RankTimes], step_time_ms: float, tell: Callable[[str], None]
+    ) -> None:
         slowest = slowest_rank(times)
-        if not is_slow(times, self._factor):
-            self._named, self._num_reports = None, 0
+        if not is_slow(times, self._factor, step_time_ms):
+            self._suspect, self._num_slow = None, 0
             return
-        if slowest != self._named:
-            self._named, self._num_reports = slowest, 0
-        if self._num_reports % REPEAT_AFTER == 0:
+        if slowest != self._suspect:
+            self._suspect, self._num_slow = slowest, 0
+        self._num_slow += 1
+        if self._num_slow % REPEAT_AFTER == PERSISTENT:
             tell(describe(times, self._hosts))
-        self._num_reports += 1
 
 
 class NullStragglers(Stragglers):
@@ -131,9 +140,9 @@ class NullStragglers(Stragglers):
     def begin_step(self) -> None: ...
 
     def sync_read_and_reset(
-        self, data_wait_ms: float, tell: Callable[[str], None]
+        self, data_wait_ms: float, step_time_ms: float, tell: Callable[[str], None]
     ) -> dict[str, float]:
-        del data_wait_ms, tell
+        del data_wait_ms, step_time_ms, tell
         return {}
 
 
@@ -162,11 +171,12 @@ def median_of(times: list[RankTimes]) -> RankTimes:
     )
 
 
-def is_slow(times: list[RankTimes], factor: float) -> bool:
-    """Whether the slowest rank should be reported."""
+def is_slow(times: list[RankTimes], factor: float, step_time_ms: float) -> bool:
+    """Whether the slowest rank costs the run something."""
     slowest = times[slowest_rank(times)].first_sync_ms
     median = median_of(times).first_sync_ms
-    return slowest > factor * median and slowest > median + LEAST_EXCESS_MS
+    least = max(LEAST_EXCESS_MS, LEAST_SHARE * step_time_ms)
+    return slowest > factor * median and slowest > median + least
 
 
 def scalars_of(times: list[RankTimes]) -> dict[str, float]:

@@ -39,6 +39,9 @@ class Recorder(Protocol):
         """Record a text, shown verbatim. Nothing where the tag has been recorded at this step or
         later."""
 
+    def advance(self, step: int) -> None:
+        """Show that a step is done; not kept. Called after every step."""
+
     def message(self, text: str) -> None:
         """Show the user a line; it does not break a progress bar, and is not kept."""
 
@@ -66,6 +69,10 @@ class MultiRecorder:
     def text(self, step: int, tag: str, text: str) -> None:
         for recorder in self._recorders:
             recorder.text(step, tag, text)
+
+    def advance(self, step: int) -> None:
+        for recorder in self._recorders:
+            recorder.advance(step)
 
     def message(self, text: str) -> None:
         for recorder in self._recorders:

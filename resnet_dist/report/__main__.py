@@ -16,6 +16,8 @@ from resnet_dist.metrics import jsonl
 from resnet_dist.metrics.jsonl import Record
 from resnet_dist.report.curves import write_curves
 from resnet_dist.report.table import epoch_table, final_lines
+from resnet_dist.run.outcome import Outcome
+from resnet_dist.system.json_files import read_lines
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,9 +31,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         return report_error(error, speaks=True)
     print(epoch_table(records))
-    print("\n".join(final_lines(records)))
+    print("\n".join(final_lines(records, is_finished=_is_finished(run_dir))))
     print(f"curves: {curves}")
     return 0
+
+
+def _is_finished(run_dir: Path) -> bool:
+    """Whether the last start finished; a copy of the records alone counts as finished."""
+    ends = read_lines(run_dir / "ends.jsonl")
+    if not ends:
+        return not (run_dir / "starts.jsonl").exists()
+    return ends[-1].get("outcome") == Outcome.FINISHED
 
 
 def _read_records(path: Path) -> list[Record]:

@@ -116,15 +116,18 @@ def evaluation_line(prefix: str, step: int, result: dict[str, float]) -> str:
     )
 
 
-def closing_report(config: Config, folder: Path, outcome: Outcome, step: int) -> None:
-    """Print the table of epochs, write curves.png, and name the commands to try next.
+def closing_report(
+    config: Config, folder: Path, outcome: Outcome, step: int, why: str | None
+) -> None:
+    """Print the table of epochs, write curves.png, and name the commands to try next. `why`: what
+    stopped the run.
 
     No curves for a run that a signal stopped: it must make room quickly, or it is killed.
     """
     records = read_records(folder / "metrics.jsonl")
     if records:
         print(epoch_table(records))
-        print("\n".join(final_lines(records)))
+        print("\n".join(final_lines(records, is_finished=outcome is Outcome.FINISHED)))
         if outcome is not Outcome.STOPPED:
             curves = folder / "curves.png"
             write_curves(records, curves, title=config.run.name)
@@ -132,7 +135,8 @@ def closing_report(config: Config, folder: Path, outcome: Outcome, step: int) ->
     if outcome is Outcome.FINISHED:
         print(f"finished at step {step}; next:\n  tensorboard --logdir {folder}")
         print(f"  {IMAGENET_COMMAND}")
+    elif outcome is Outcome.LIMITED:
+        print(f"stopped at step {step} by train.max_steps; raise train.max_steps to go on")
     else:
-        why = "train.max_steps" if outcome is Outcome.LIMITED else "a signal"
         print(f"stopped at step {step} by {why}; the same command resumes exactly here")
     sys.stdout.flush()

@@ -17,6 +17,9 @@ them a rendezvous id of its own."""
 _LAUNCH_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
+_TASK_COUNTS = {"SLURM_STEP_NUM_TASKS": "srun", "OMPI_COMM_WORLD_SIZE": "mpirun"}
+
+
 class Ranks(NamedTuple):
     """This process among all of them, in numbers."""
 
@@ -33,6 +36,7 @@ def launched_ranks() -> Ranks:
     """
     present = [name in os.environ for name in _LAUNCH_VARIABLES]
     if not any(present):
+        _refuse_other_launchers()
         return Ranks(0, 1, 0, 1)
     if not all(present):
         missing = [name for name in _LAUNCH_VARIABLES if name not in os.environ]
@@ -49,9 +53,26 @@ def launched_ranks() -> Ranks:
     return Ranks(*(int(os.environ[name]) for name in _LAUNCH_VARIABLES))
 
 
+def _refuse_other_launchers() -> None:
+    """Raise UserError for one of several tasks that know nothing of each other."""
+    for name, launcher in _TASK_COUNTS.items():
+        count = os.environ.get(name, "")
+        if count.isdecimal() and int(count) > 1:
+            raise UserError(
+                f"{launcher} (-n {count}): started {count} tasks without torchrun, each of which "
+                f"would train alone; start one task per node that runs `torchrun ... -m "
+                f"resnet_dist.train`, or use `python -m launch.submit`"
+            )
+
+
 def is_started_by_torchrun() -> bool:
     """Whether an agent waits for how this process ends."""
     return ELASTIC_VARIABLE in os.environ
+
+
+def is_first() -> bool:
+    """Whether this process speaks for all before they know each other."""
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 
 
 def elastic_job() -> str | None:

@@ -65,6 +65,7 @@ def slurm_conf(
         f"NodeName={nodes} Gres=gpu:{GPUS_PER_NODE}",
         f"PartitionName=low Nodes={nodes} Default=YES PriorityTier=1 GraceTime={grace_s} "
         "MaxTime=INFINITE",
+        f"PartitionName=fragile Nodes={nodes} PriorityTier=1 PreemptMode=CANCEL MaxTime=INFINITE",
         f"PartitionName=high Nodes={nodes} PriorityTier=10 PreemptMode=OFF MaxTime=INFINITE",
         f"PartitionName=down Nodes={nodes} State=DOWN MaxTime=INFINITE",
     ]

@@ -134,6 +134,23 @@ def test_preempted_under_other_policies(
 
 
 @pytest.mark.slow
+def test_preempted_where_slurm_cancels(slurm: Cluster, start: Start, reference: Reference) -> None:
+    """PreemptMode=CANCEL: Slurm would not run the job again. A finished run leaves no job behind,
+    and a cancelled one is not taken for a preempted one (tests/slurm/test_jobs.py)."""
+    run = start("--partition=fragile")
+    at = time.time()
+    push_aside(slurm)
+    run.wait_for_restart(1)
+    report("preempted, PreemptMode=CANCEL", run, at)
+    run.wait_for_end()
+    first, last = run.reasons()
+    assert first.startswith("stopped: preempted"), first
+    assert last.startswith("finished")
+    assert_bit_for_bit(run, reference(2))
+    assert slurm.run("squeue", "--noheader").stdout.split() == []
+
+
+@pytest.mark.slow
 def test_requeued_by_an_operator(slurm: Cluster, start: Start, reference: Reference) -> None:
     run = start()
     at = time.time()

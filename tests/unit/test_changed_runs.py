@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from resnet_dist import train
+from resnet_dist.system.json_files import read_lines
 from tests.launch import TINY
 
 Run = Callable[..., tuple[int, str]]
@@ -186,3 +187,27 @@ def test_going_back_drops_records_and_goes_on_from_there(run: Run, trained: Path
     code, said = run()
     assert code == 0, said
     assert "step_00000006.pt at step 6 of 12" in said
+
+
+def test_a_limited_run_records_its_last_interval_and_is_continued_exactly(
+    run: Run, tmp_path: Path
+) -> None:
+    whole = ("log.every_steps=4", "train.max_steps=8")
+    assert run(*whole, folder="whole")[0] == 0
+    code, said = run("log.every_steps=4", "train.max_steps=6", folder="cut")
+    assert code == 0, said
+    assert "stopped at step 6 by train.max_steps; raise train.max_steps to go on" in said
+    runs = tmp_path
+    losses = {
+        name: {
+            record["step"]: record["train/loss"]
+            for record in read_lines(runs / name / "metrics.jsonl")
+            if "train/loss" in record
+        }
+        for name in ("whole", "cut")
+    }
+    assert list(losses["cut"]) == [4, 6]
+    code, said = run(*whole, folder="cut")
+    assert code == 0, said
+    after = [r for r in read_lines(runs / "cut" / "metrics.jsonl") if "train/loss" in r]
+    assert {r["step"]: r["train/loss"] for r in after} == losses["cut"] | losses["whole"]

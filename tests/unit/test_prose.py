@@ -32,6 +32,10 @@ METHODS = {
 ALLOWED = {
     ("slurm.py", "_is_unknown_job"): "squeue has one exit code for a job that it forgot and for a "
     "controller that does not answer",
+    (
+        "slurm.py",
+        "ask",
+    ): "Slurm's tools without a cluster end like all their errors; adds a remedy, decides nothing",
     ("decode.py", "reason_of"): "shortens a message of torchvision's for display, decides nothing",
 }
 """(name of the file, function): why it may."""

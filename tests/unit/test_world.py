@@ -6,7 +6,8 @@ import os
 
 import pytest
 
-from resnet_dist.world import threads_per_rank
+from resnet_dist.errors import UserError
+from resnet_dist.world import check_master_address, threads_per_rank
 
 
 @pytest.mark.parametrize(
@@ -30,3 +31,11 @@ def test_without_torchrun_the_cores_are_ours(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64 if pid else 16)))
     assert threads_per_rank(1) == 16
+
+
+def test_a_master_address_that_is_no_hosts_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    check_master_address()
+    monkeypatch.setenv("MASTER_ADDR", "no-such-host.invalid")
+    with pytest.raises(UserError, match=r"MASTER_ADDR='no-such-host.invalid'\): no host"):
+        check_master_address()

@@ -7,6 +7,7 @@ from torch import nn
 
 from resnet_dist.faults.stragglers import (
     MAX_SAMPLES,
+    PERSISTENT,
     REPEAT_AFTER,
     NullStragglers,
     RankTimes,
@@ -26,10 +27,11 @@ def times(*pairs: tuple[float, float]) -> list[RankTimes]:
 
 
 def test_a_rank_is_slow_by_the_factor_and_by_five_milliseconds() -> None:
-    assert is_slow(times((20, 1), (50, 1), (22, 1)), 1.5)
-    assert not is_slow(times((20, 1), (30, 1), (22, 1)), 1.5)
-    assert not is_slow(times((2, 0), (6, 0), (2, 0)), 1.5)  # less than 5 ms more
-    assert is_slow(times((200, 1), (20, 1)), 1.5)  # of two, the faster is the measure
+    assert is_slow(times((20, 1), (50, 1), (22, 1)), 1.5, 60)
+    assert not is_slow(times((20, 1), (30, 1), (22, 1)), 1.5, 60)
+    assert not is_slow(times((2, 0), (6, 0), (2, 0)), 1.5, 10)  # less than 5 ms more
+    assert is_slow(times((200, 1), (20, 1)), 1.5, 220)  # of two, the faster is the measure
+    assert not is_slow(times((20, 1), (50, 1), (22, 1)), 1.5, 300)  # less than a tenth of the step
 
 
 def test_the_line_says_whether_data_or_computation_is_slow() -> None:
@@ -55,12 +57,13 @@ def test_a_rank_is_named_again_rarely_or_when_it_is_another() -> None:
     slow_1, slow_2 = times((20, 1), (90, 1), (22, 1)), times((20, 1), (21, 1), (90, 1))
     none = times((20, 1), (21, 1), (22, 1))
     said: list[str] = []
-    for _ in range(REPEAT_AFTER + 1):
-        watch._report(slow_1, said.append)
+    for number in range(1, REPEAT_AFTER + PERSISTENT + 1):
+        watch._report(slow_1, 100, said.append)
+        assert len(said) == (number >= PERSISTENT) + (number >= PERSISTENT + REPEAT_AFTER)
     assert [line.split()[2] for line in said] == ["1", "1"]
-    for interval in (slow_2, slow_2, slow_1, none, slow_1):
-        watch._report(interval, said.append)
-    assert [line.split()[2] for line in said[2:]] == ["2", "1", "1"]
+    for interval in (slow_2, slow_2, slow_1, slow_1, none, *[slow_1] * PERSISTENT):
+        watch._report(interval, 100, said.append)
+    assert [line.split()[2] for line in said[2:]] == ["1"]  # once is noise, and twice
 
 
 def test_the_first_module_or_the_last_gradient_ends_the_measurement() -> None:
@@ -92,4 +95,4 @@ def test_one_rank_has_nothing_to_compare() -> None:
     watch = sync_build_stragglers(1.5, world, first_sync=nn.Identity())
     assert isinstance(watch, NullStragglers)
     watch.begin_step()
-    assert watch.sync_read_and_reset(1.0, print) == {}
+    assert watch.sync_read_and_reset(1.0, 10.0, print) == {}

@@ -28,6 +28,7 @@ TORCH_FREE = {
     "resnet_dist.config",
     "resnet_dist.config.help.listing",
     "resnet_dist.config.load",
+    "resnet_dist.config.run",
     "resnet_dist.system.paths",
     "resnet_dist.system.files",
     "resnet_dist.errors",

@@ -102,3 +102,42 @@ def test_without_slurm_it_says_so(
     assert main([f"run.dir={tmp_path / 'run'}"]) == 2
     assert "Slurm (sbatch, srun, squeue, scontrol, sinfo): not found" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_what_follows_a_sweep_is_not_swallowed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, script, _ = dry_run(
+        capsys, "--sweep", "seed=3,4", f"run.dir={tmp_path}/s", "train.epochs=2"
+    )
+    assert code == 0
+    assert "--array=0-1" in script
+    assert f"run_dirs=({tmp_path}/s/seed=3 {tmp_path}/s/seed=4)" in script
+
+
+def test_a_folder_with_a_percent_sign_is_escaped_and_patterns_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, script, _ = dry_run(capsys, f"run.dir={tmp_path}/100%d")
+    assert code == 0
+    assert f"--output={tmp_path}/100%%d/submissions/001/slurm/%j_0_log.out" in script
+    code, _, said = dry_run(capsys, f"run.dir={tmp_path}/a%jb")
+    assert code == 2
+    assert "holds %j, which Slurm's file names use" in said
+
+
+@pytest.mark.parametrize("words", [["--comment", "a\nrm x"], ["run.name=a\nb"]])
+def test_control_characters_are_refused(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, said = dry_run(capsys, *words)
+    assert code == 2
+    assert "must hold no control characters" in said
+
+
+def test_a_dry_run_names_data_that_is_not_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, said = dry_run(capsys, f"run.dir={tmp_path}/s", f"data.root={tmp_path}/none")
+    assert code == 0
+    assert f"note: data.root ({tmp_path}/none) is not on this machine" in said

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from pathlib import Path
 
 import pytest
@@ -35,23 +34,32 @@ def run_records(epochs: int = 3, *, ema: bool = False) -> list[Record]:
 
 def test_the_table_has_one_row_per_epoch_with_means_over_steps() -> None:
     lines = epoch_table(run_records()).splitlines()
-    assert re.split(r"\s{2,}", lines[0].strip()) == [
+    assert lines[0].split() == ["train", "train", "val", "val", "val"]
+    assert lines[1].split() == [
         "epoch",
         "steps",
-        "train loss",
-        "train top1",
-        "val loss",
-        "val top1",
-        "val top5",
+        "loss",
+        "top1",
+        "loss",
+        "top1",
+        "top5",
         "lr",
         "img/s",
         "time",
     ]
     first = (4 * 4 / 4 + 4 * 4 / 8 + 2 * 4 / 10) / 10
-    assert lines[2].split()[:3] == ["1", "10", f"{first:.4f}"]
-    assert lines[3].split()[4:] == ["0.5000", "90.00%", "99.00%", "0.08", "100", "0:00:10"]
-    assert len(lines) == 2 + 3
+    assert lines[3].split()[:3] == ["1", "10", f"{first:.4f}"]
+    assert lines[4].split()[4:] == ["0.5000", "90.00%", "99.00%", "0.08", "100", "0:00:10"]
+    assert len(lines) == 3 + 3
     assert len({len(line) for line in lines}) == 1
+
+
+def test_the_table_of_a_long_run_fits_80_columns() -> None:
+    long = [
+        record | {"step": record["step"] * 15_000, "train/step_time_ms": 4e2}
+        for record in run_records(60, ema=True)
+    ]
+    assert max(len(line) for line in epoch_table(long).splitlines()) <= 80
 
 
 def test_the_table_of_a_run_that_still_trains_and_of_one_that_began_in_the_middle() -> None:
@@ -60,7 +68,7 @@ def test_the_table_of_a_run_that_still_trains_and_of_one_that_began_in_the_middl
     assert row[:2] == ["2.8", "28"]
     assert row.count("-") == 3  # not evaluated yet
     started = [record for record in records if record["step"] > 20]
-    (row,) = [line.split() for line in epoch_table(started).splitlines()[2:]]
+    (row,) = [line.split() for line in epoch_table(started).splitlines()[3:]]
     assert row == epoch_table(records).splitlines()[-1].split()
 
 
@@ -78,7 +86,11 @@ def test_final_and_best() -> None:
     assert "best moving average's validation top-1: 91.00%" in "\n".join(
         final_lines(run_records(ema=True))
     )
-    assert "ema top1" in epoch_table(run_records(ema=True))
+    assert "ema" in epoch_table(run_records(ema=True)).splitlines()[0]
+    assert final_lines(run_records(), is_finished=False) == [
+        "latest validation top-1 so far: 80.00% (step 30, epoch 3)",
+        "best validation top-1 so far: 90.00% (step 20, epoch 2)",
+    ]
     assert final_lines([]) == ["no validation yet"]
 
 

@@ -5,6 +5,7 @@ The real ones are asked in tests/slurm.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -128,3 +129,21 @@ def test_no_slurm_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         slurm.require_slurm()
     with pytest.raises(SlurmError, match="squeue: not found; is this a machine of the cluster"):
         slurm.states(["7"])
+
+
+def test_the_job_in_whose_shell_we_are_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SLURM_JOB_ID", "SLURM_MEM_PER_CPU", "SLURM_CONF", "SRUN_DEBUG", "SBATCH_ACCOUNT"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    slurm.leave_caller_job()
+    left = {name for name in os.environ if name.startswith(("SLURM", "SRUN", "SBATCH", "CUDA_V"))}
+    assert left == {"SLURM_CONF", "SBATCH_ACCOUNT"}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    slurm.leave_caller_job()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"  # in no job it is the user's
+
+
+def test_tools_without_a_cluster_are_named_in_one_sentence(mock: MockSlurm) -> None:
+    mock.answers("sinfo", err="slurm_load_partitions: Unable to contact slurm controller", code=1)
+    with pytest.raises(slurm.SlurmError, match="but no cluster answers: submit from a login node"):
+        slurm.ask("sinfo")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -101,3 +102,21 @@ def test_runs_are_found(
     assert [str(path) for path in find_runs(["runs/b"])] == ["runs/b"]
     with pytest.raises(UserError, match="no such folder"):
         find_runs(["runs/c"])
+
+
+def test_a_run_folder_is_where_it_is_found(tmp_path: Path) -> None:
+    written_submission(tmp_path / "run")
+    (tmp_path / "run").rename(tmp_path / "moved")
+    (found,) = submissions(tmp_path / "moved")
+    assert found.run_dir == tmp_path / "moved"
+    assert found.code == tmp_path / "moved/submissions/001/code"
+    assert found.log() == tmp_path / "moved/submissions/001/slurm/7_0_log.out"
+    assert found.own_job == "7"
+
+
+def test_a_copy_does_not_take_the_job_of_its_original_for_its_own(tmp_path: Path) -> None:
+    written_submission(tmp_path / "run")
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    jobs = [submissions(tmp_path / name)[0].own_job for name in ("run", "copy", "link")]
+    assert jobs == ["7", None, "7"]

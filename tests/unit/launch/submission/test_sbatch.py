@@ -29,6 +29,8 @@ def script(cluster: ClusterConfig, *, runs: tuple[Path, ...] = (RUN,), root: Pat
         cluster,
         name="mine",
         code=code,
+        folder=root / "submissions/001/slurm",
+        is_array=len(runs) > 1,
         requeue=sbatch.requeue_command(cluster, runs, 1),
         mounts=mounts,
     )
@@ -199,10 +201,12 @@ def test_what_is_submitted_is_the_script_that_can_be_looked_at(
     mock.answers("srun")
     mock.answers("sbatch", "Submitted batch job 9")
     cluster = ClusterConfig(nodes=2, cpus_per_gpu=3, mem_gb_per_gpu=2.5, python="/opt/my python")
-    values = sbatch.parameters(cluster, name="mine", code=tmp_path / "code", requeue="true")
+    folder = tmp_path / "slurm"
+    values = sbatch.parameters(
+        cluster, name="mine", code=CODE, folder=folder, requeue="true", is_array=count > 1
+    )
     python = sbatch.python_command(cluster, [])
     job = TrainJob(str(tmp_path), 1, "config.yaml", str(CODE), cluster)
-    folder = tmp_path / "slurm"
     job_ids = sbatch.submit(folder, values, python, [job] * count)
     assert job_ids == (["9"] if count == 1 else [f"9_{i}" for i in range(count)])
     expected = sbatch.script_text(folder, values, python, count=count)
