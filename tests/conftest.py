@@ -39,18 +39,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: TIERS.index(item.path.relative_to(root).parts[0]))
 
 
-@pytest.fixture(autouse=True)
-def default_signals() -> None:
-    """Programs that a test starts must not inherit what this process ignores: CI may run in the
-    background (SIGINT) or under nohup (SIGHUP), and runs in this process leave handlers behind."""
+def _reset_signals() -> None:
     handlers = dict.fromkeys(STOP_SIGNALS, signal.SIG_DFL)
     for number, handler in (handlers | {signal.SIGINT: signal.default_int_handler}).items():
         signal.signal(number, handler)
 
 
+@pytest.fixture(autouse=True)
+def default_signals() -> None:
+    """Programs that a test starts must not inherit what this process ignores: CI may run in the
+    background (SIGINT) or under nohup (SIGHUP), and runs in this process leave handlers behind."""
+    _reset_signals()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def fork_server() -> None:
     """One fork server that has imported everything, for ranks, readers, and readers of ranks."""
+    _reset_signals()  # it hands on what it inherits
     multiprocessing.set_forkserver_preload(PRELOAD)
     forkserver.ensure_running()
 
