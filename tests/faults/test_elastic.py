@@ -200,6 +200,7 @@ def elastic(root: Path, tmp_path: Path) -> Iterator[Callable[..., BatchSpec]]:
         yield make
 
 
+@pytest.mark.slow
 def test_a_host_is_killed_and_comes_back(
     elastic: Callable[..., BatchSpec], uninterrupted: Path
 ) -> None:

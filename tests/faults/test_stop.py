@@ -91,8 +91,16 @@ def test_a_signal_before_training_begins_ends_the_process(run_root: Path, tmp_pa
     assert "stopped by SIGUSR1 while not training" in ended.output
 
 
-@pytest.mark.parametrize("nproc", [1, 2])
-@pytest.mark.parametrize("is_ignored", [True, False], ids=["nohup", "plain"])
+@pytest.mark.parametrize(
+    ("nproc", "is_ignored"),
+    [
+        (2, True),
+        pytest.param(2, False, marks=pytest.mark.slow),
+        pytest.param(1, True, marks=pytest.mark.slow),
+        (1, False),
+    ],
+    ids=["nohup-2", "plain-2", "nohup-1", "plain-1"],
+)
 def test_a_terminal_that_closes(
     run_root: Path, tmp_path: Path, nproc: int, is_ignored: bool
 ) -> None:

@@ -45,7 +45,13 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=[pytest.mark.slow] if n in ("resnet9", "resnet18") else [])
+        for n in CONFIGS
+    ],
+)
 def test_a_run_gives_the_golden_numbers(name: str, data_root: Path, tmp_path: Path) -> None:
     want, got = read(name), measure(name, data_root, tmp_path / "run")
     num_steps = 4 if name == "resnet50_as_shipped" else NUM_STEPS

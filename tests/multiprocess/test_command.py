@@ -44,7 +44,14 @@ def test_bad_input_of_the_ranks_is_one_line_and_code_2(tmp_path: Path) -> None:
     assert ended.stderr.startswith(f"error: data.root ({tmp_path / 'nowhere'}): does not exist")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+        signal.SIGINT,
+        pytest.param(signal.SIGUSR1, marks=pytest.mark.slow),
+    ],
+)
 def test_a_stop_is_code_75_and_the_next_start_resumes(
     run_root: Path, tmp_path: Path, number: signal.Signals
 ) -> None:

@@ -86,6 +86,7 @@ def test_resumed_on_another_number_of_ranks(
     assert [r["step"] for r in records(run_dir)] == [r["step"] for r in records(whole)]
 
 
+@pytest.mark.slow
 def test_accumulation_clipping_average_and_interval_resume_exactly(
     run_root: Path, tmp_path: Path
 ) -> None:

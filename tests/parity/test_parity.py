@@ -129,7 +129,8 @@ def case_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
     return get
 
 
-@pytest.mark.parametrize("parts", [pytest.param("timm", marks=pytest.mark.slow), "torchvision"])
+@pytest.mark.slow
+@pytest.mark.parametrize("parts", ["timm", "torchvision"])
 def test_resnet50_is_theirs(case_of: Callable[[str], Case], parts: str) -> None:
     """Nothing differs, so they are taken as published, and compared also with the run itself."""
     case = case_of("resnet50")
@@ -154,13 +155,8 @@ def test_a_run_is_its_pieces(case_of: Callable[[str], Case], recipe: str) -> Non
     assert case.difference(case.by_command, pieces)[1] < 1e-6
 
 
-@pytest.mark.parametrize(
-    ("recipe", "parts"),
-    [
-        pytest.param(*pair, marks=[] if pair[1] == "torchvision" else pytest.mark.slow)
-        for pair in PAIRS
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("recipe", "parts"), PAIRS)
 def test_without_what_differs_on_purpose_nothing_is_left(
     case_of: Callable[[str], Case], recipe: str, parts: str
 ) -> None:

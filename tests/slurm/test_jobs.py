@@ -47,9 +47,8 @@ def test_two_nodes_of_two_ranks_equal_a_local_run_of_four(
     assert f"finished at step {NUM_STEPS}" in slurm.launch("logs", run.run_dir).stdout
 
 
-@pytest.mark.parametrize(
-    ("least", "slow_s"), [(1, 2.0), pytest.param(2, 4.5, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("least", "slow_s"), [(1, 2.0), (2, 4.5)])
 def test_a_time_limit_is_no_end(
     slurm: Cluster,
     tmp_path: Path,
@@ -74,6 +73,7 @@ def test_a_time_limit_is_no_end(
     assert_bit_for_bit(run, reference(2))
 
 
+@pytest.mark.slow
 def test_scancel_saves_and_resume_continues_elsewhere(
     slurm: Cluster, tmp_path: Path, run_root: Path, reference: Reference
 ) -> None:

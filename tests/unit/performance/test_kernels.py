@@ -42,6 +42,7 @@ def _interpreter_works() -> bool:
     return release("triton") >= (3, 7) or release("numpy") < (2, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not _interpreter_works(), reason="this Triton's interpreter needs numpy<2.4")
 def test_interpreted_kernels_equal_their_twins() -> None:
     cases = _run_cases("interpret", TRITON_INTERPRET="1")

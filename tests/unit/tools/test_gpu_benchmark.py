@@ -101,6 +101,7 @@ def test_bytes_of_a_convolution_batch_norm_and_relu_by_hand() -> None:
     assert found.flops == 2 * 256 * 100 * 8 * 8
 
 
+@pytest.mark.slow
 def test_a_table_in_miniature_and_a_failing_variant_that_costs_a_line(tmp_path: Path) -> None:
     out = tmp_path / "results.jsonl"
     command = [sys.executable, str(BENCHMARKS / "gpu_step.py"), "--device=cpu", f"--out={out}"]
