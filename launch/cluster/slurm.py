@@ -185,6 +185,24 @@ def history(job_id: str) -> list[JobState]:
     return [JobState(job_id, state.split()[0], "", nodes) for state, nodes in rows if state]
 
 
+def own_id(job_id: str) -> str:
+    """The number of the job of this process in Slurm's commands. One element of an array has the
+    number of the array as its own: by that, all elements would be meant, those that have finished
+    too."""
+    array, task = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
+    return f"{array}_{task}" if array and task else job_id
+
+
+def is_cancelled_by_preemption(job_id: str) -> bool:
+    """Whether Slurm ends the job for another one, in a partition where it will not run it again
+    (PreemptMode=CANCEL). Raises SlurmError."""
+    job = dict(re.findall(r"(\w+)=(\S*)", ask("scontrol", "--oneliner", "show", "job", job_id)))
+    if job.get("PreemptTime", "None") == "None" or job.get("JobState") == "RUNNING":
+        return False
+    partition = ask("scontrol", "--oneliner", "show", "partition", job.get("Partition", ""))
+    return "PreemptMode=CANCEL" in partition.split()
+
+
 def requeue(job_id: str) -> None:
     """End the job's processes and put it into the queue again."""
     ask("scontrol", "requeue", job_id)

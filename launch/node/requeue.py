@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     follows = "requeued" if ending.is_requeued else "not requeued by this script"
     print(f"attempt {name}: {ending.outcome}: {ending.reason}; {follows}", flush=True)
     if ending.is_requeued:
-        requeue(_own_id(job_id), ending)
+        requeue(slurm.own_id(job_id), ending)
     return ending.code
 
 
@@ -73,19 +73,12 @@ def is_still_running(job_id: str) -> bool:
     A cancelled or requeued job is that at once, before its processes are told. One that is
     preempted with a time of grace is not.
     """
-    own = _own_id(job_id)
+    own = slurm.own_id(job_id)
     try:
         return slurm.states([own])[own].state == "RUNNING"
     except slurm.SlurmError as error:
         print(f"requeue: {error}", file=sys.stderr, flush=True)
         return False
-
-
-def _own_id(job_id: str) -> str:
-    """This job's number in Slurm's commands. One element of an array has the number of the array as
-    its own: by that, all elements would be requeued, those that have finished too."""
-    array, task = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
-    return f"{array}_{task}" if array and task else job_id
 
 
 def requeue(job_id: str, ending: Ending) -> None:

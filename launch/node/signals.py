@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 
+from launch.cluster import slurm
 from launch.node.task import SlurmTask
 from launch.records.attempt import Attempt, is_cancelled
 
@@ -60,6 +61,20 @@ def note_signals(attempt: Attempt, signals: Signals, task: SlurmTask) -> None:
         left = None if task.end_time is None else round(task.end_time - time.time())
         attempt.note("signal", signal=name, left_s=left, is_cancelled=is_cancelled(attempt.run_dir))
         print(f"{task.host}: got {name}: the training is asked to stop", flush=True)
+        if name == "SIGTERM" and task.node == 0 and not task.is_local:
+            requeue_if_preempted(task)
+
+
+def requeue_if_preempted(task: SlurmTask) -> None:
+    """Where Slurm cancels what it preempts (PreemptMode=CANCEL), have it run the job again. At
+    once: the batch script may not live long enough for its own verdict."""
+    job_id = slurm.own_id(task.job_id)
+    try:
+        if slurm.is_cancelled_by_preemption(job_id):
+            slurm.requeue(job_id)
+            print(f"{task.host}: preempted, and cancelled by Slurm for that: requeued", flush=True)
+    except slurm.SlurmError as error:
+        print(f"{task.host}: cannot ask Slurm whether it preempts ({error})", flush=True)
 
 
 def watch(

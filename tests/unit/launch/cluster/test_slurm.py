@@ -147,3 +147,26 @@ def test_tools_without_a_cluster_are_named_in_one_sentence(mock: MockSlurm) -> N
     mock.answers("sinfo", err="slurm_load_partitions: Unable to contact slurm controller", code=1)
     with pytest.raises(slurm.SlurmError, match="but no cluster answers: submit from a login node"):
         slurm.ask("sinfo")
+
+
+@pytest.mark.parametrize(
+    ("job", "mode", "expected"),
+    [
+        ("JobState=COMPLETING PreemptTime=2026-11-26T21:23:17", "CANCEL", True),
+        ("JobState=COMPLETING PreemptTime=2026-11-26T21:23:17", "REQUEUE", False),
+        ("JobState=COMPLETING PreemptTime=None", "CANCEL", False),  # by scancel
+        (
+            "JobState=RUNNING PreemptTime=2026-11-26T21:23:17",
+            "CANCEL",
+            False,
+        ),  # has a time of grace
+    ],
+)
+def test_a_preempted_job_is_told_from_a_cancelled_one(
+    mock: MockSlurm, job: str, mode: str, expected: bool
+) -> None:
+    answer = f"echo 'JobId=7 Partition=low {job}'"
+    mock.script(
+        "scontrol", f'case "$*" in *job*) {answer};; *) echo "A=1 PreemptMode={mode}";; esac'
+    )
+    assert slurm.is_cancelled_by_preemption("7") is expected
