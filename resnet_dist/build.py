@@ -32,6 +32,9 @@ from resnet_dist.metrics.meters import TrainMeter
 from resnet_dist.metrics.recorder import Recorder, build_recorder
 from resnet_dist.metrics.throughput import Throughput
 from resnet_dist.models.build import build_model
+from resnet_dist.models.foreign import draws_random_numbers
+from resnet_dist.models.freeze import freeze
+from resnet_dist.models.head import find_head
 from resnet_dist.optim.build import build_optimizer
 from resnet_dist.optim.ema import ModelEma
 from resnet_dist.optim.scaling import build_scaler
@@ -43,6 +46,7 @@ from resnet_dist.run.versions import versions
 from resnet_dist.state import TrainState
 from resnet_dist.step import AUTOCAST_DTYPES
 from resnet_dist.system.failpoints import failpoint
+from resnet_dist.weights.start import sync_start_from_weights
 from resnet_dist.world import World, threads_per_rank
 
 
@@ -51,11 +55,13 @@ def build_state(config: Config, datasets: Datasets, world: World) -> TrainState:
     model = build_model(config.model, num_classes=datasets.num_classes, seed=config.seed)
     memory_format = torch.channels_last if config.train.channels_last else torch.contiguous_format
     model = model.to(world.device, memory_format=memory_format)  # type: ignore[call-overload]
+    head = find_head(model, datasets.num_classes).module
+    freeze(model, config.model.freeze, head=head)
     decay = config.train.ema_decay
     average = ModelEma(model, decay) if decay is not None else None
     return TrainState(
         model=model,
-        optimizer=build_optimizer(config.optim, model),
+        optimizer=build_optimizer(config.optim, model, head=head),
         scaler=build_scaler(
             world.device, precision=config.train.precision, loss_scale=config.train.loss_scale
         ),
@@ -64,6 +70,30 @@ def build_state(config: Config, datasets: Datasets, world: World) -> TrainState:
         guard=NonFiniteGuard(model),
         losses=LossHistory(),
     )
+
+
+def sync_begin(
+    config: Config, state: TrainState, datasets: Datasets, world: World, *, is_new: bool
+) -> list[str]:
+    """Give a new run its `model.weights`. Returns what there is to say about the network. All ranks
+    must call it."""
+    notes = []
+    if is_new:
+        classes = datasets.train.classes
+        notes = sync_start_from_weights(
+            state.model, state.average, config.model, classes=classes, world=world
+        )
+    if config.model.freeze != "none":
+        parts = [parameter.requires_grad for parameter in state.model.parameters()]
+        notes.append(
+            f"model.freeze={config.model.freeze}: {sum(parts)} of {len(parts)} tensors are trained"
+        )
+    if config.model.is_foreign and draws_random_numbers(state.model):
+        notes.append(
+            f"{config.model.name} draws random numbers: a resumed run draws the same, but another "
+            f"number of ranks gives another curve"
+        )
+    return notes
 
 
 def build_components(

@@ -18,7 +18,7 @@ from resnet_dist.config import Config
 from resnet_dist.data.datasets import sync_open_validation
 from resnet_dist.data.loaders.build import build_eval_loader
 from resnet_dist.errors import AgreedError
-from resnet_dist.evaluate import sync_evaluate
+from resnet_dist.evaluate.forward import sync_evaluate
 from resnet_dist.models.build import build_model
 from resnet_dist.report import run_summary
 from resnet_dist.run.folder import run_folder

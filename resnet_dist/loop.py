@@ -18,10 +18,11 @@ from resnet_dist.checkpoint.saver import Saver
 from resnet_dist.config import CheckpointConfig, EvalConfig, FaultsConfig, LogConfig
 from resnet_dist.data.batch import Batch
 from resnet_dist.data.loaders.loader import TrainLoader
-from resnet_dist.evaluate import sync_evaluate
+from resnet_dist.evaluate.forward import sync_evaluate
 from resnet_dist.faults.guards import Guards
 from resnet_dist.faults.preemption import StopSignal
 from resnet_dist.faults.watchdog import BatchSource, Phase
+from resnet_dist.metrics.null import PARTIAL
 from resnet_dist.metrics.recorder import Recorder
 from resnet_dist.metrics.throughput import Throughput
 from resnet_dist.optim.schedules import apply_schedule
@@ -114,6 +115,8 @@ def fit(state: TrainState, use: Components) -> Outcome:
     outcome = Outcome.FINISHED if due.stop_step == due.num_steps else Outcome.LIMITED
     with closing(use.train_loader.batches(state.step, due.stop_step)) as loaded:
         batches, begun_at = _watch(loaded, state, use), state.step
+        if state.step == 0 and due.eval.at_start:
+            _sync_evaluate(state, use)
         while state.step < due.stop_step:
             guards.begin_step(state.step)
             lr = _set_rates(state, use)
@@ -149,7 +152,7 @@ def fit(state: TrainState, use: Components) -> Outcome:
         use.recorder.message(use.stop.durable_line())
     if outcome is Outcome.LIMITED and state.step > begun_at and not due.logs(state.step):
         # After the save, so that a run that is resumed there records the whole interval.
-        _sync_log(state, use, lr, grad_norm)
+        _sync_log(state, use, lr, grad_norm, is_partial=True)
     return outcome
 
 
@@ -189,7 +192,14 @@ def sync_save(state: TrainState, use: Components, *, is_best: bool) -> None:
     use.saver.save({**saved, **use.fingerprint}, step=state.step, is_best=is_best)
 
 
-def _sync_log(state: TrainState, use: Components, lr: float, grad_norm: torch.Tensor) -> bool:
+def _sync_log(
+    state: TrainState,
+    use: Components,
+    lr: float,
+    grad_norm: torch.Tensor,
+    *,
+    is_partial: bool = False,
+) -> bool:
     """Read the meters, the only host synchronisation between evaluations, and record them. Returns
     whether too many steps in a row were skipped."""
     use.guards.watchdog.beat(state.step, Phase.LOG)
@@ -205,6 +215,8 @@ def _sync_log(state: TrainState, use: Components, lr: float, grad_norm: torch.Te
     )
     values |= {f"checkpoint/{name}": value for name, value in use.saver.read_times().items()}
     values |= {"train/lr": lr, "train/grad_norm": float(grad_norm)}
+    if is_partial:
+        values[PARTIAL] = 1
     _record(state, use, values)
     suspicion = state.losses.add(measured["loss"])
     if suspicion is not None:

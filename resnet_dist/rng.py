@@ -30,6 +30,7 @@ class Stream(IntEnum):
     SHARDS = 32
     BLOCKS = 33
     BLOCK_SPREAD = 34
+    FORWARD = 48
 
 
 def random_words(
@@ -89,7 +90,7 @@ def stable_order(keys: NDArray[np.uint64]) -> NDArray[np.int64]:
     return order
 
 
-def derive_seed(seed: int, stream: Stream) -> int:
+def derive_seed(seed: int, stream: Stream, *, epoch: int = 0, position: int = 0) -> int:
     """A 63-bit seed for libraries that keep their own generator (weight initialisation)."""
-    word = random_words(seed, stream, 0, start=0, count=1, words=WORDS_PER_BLOCK)[0, 0]
+    word = random_words(seed, stream, epoch, start=position, count=1, words=WORDS_PER_BLOCK)[0, 0]
     return int(word >> np.uint64(1))

@@ -71,6 +71,8 @@ class EagerStep:
     settings: StepSettings
     on_logits: OnLogits
     guard: NonFiniteGuard
+    seed_forward: Callable[[int], None] | None = None
+    """Seeds torch's generators for a step, by its number: for networks that draw random numbers."""
 
     @cached_property
     def _parameters(self) -> list[nn.Parameter]:
@@ -79,6 +81,9 @@ class EagerStep:
         return list(self.network.parameters())
 
     def __call__(self, batches: Iterator[Batch], *, step: int | torch.Tensor) -> torch.Tensor:
+        if self.seed_forward is not None:
+            assert isinstance(step, int)
+            self.seed_forward(step)
         self.add_gradients(batches)
         return self.update(step=step)
 

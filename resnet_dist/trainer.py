@@ -23,6 +23,7 @@ from resnet_dist.build import (
     describe_next_batch,
     fingerprint_of,
     samples_of,
+    sync_begin,
 )
 from resnet_dist.checkpoint.manager import CheckpointManager
 from resnet_dist.checkpoint.restore import sync_restore
@@ -120,6 +121,7 @@ def run(resolved: Resolved, world: World) -> int:
     with sync_own_run_folder(folder, world, config.dist.timeout_s) as ownership, watchdog:
         checkpoints.ownership = ownership
         loaded = restore()
+        remarks += sync_begin(config, state, datasets, world, is_new=loaded is None)
         sync_attempt(world, prepare_run, resolved, state, checkpoints, datasets, world)
         if world.is_main:
             lines = run_summary.opening_lines(resolved, datasets, loaded, world)

@@ -15,7 +15,14 @@ from resnet_dist.run.versions import versions
 from resnet_dist.system.failpoints import failpoint
 from resnet_dist.world import World, sync_attempt
 
-ARCHITECTURE = ("model.name", "model.width", "model.stem")
+ARCHITECTURE = (
+    "model.name",
+    "model.width",
+    "model.stem",
+    "model.in_channels",
+    "model.conv_bias",
+    "model.shortcut_norm",
+)
 """Settings that decide the shapes of the parameters; no other setting can allow a change."""
 
 

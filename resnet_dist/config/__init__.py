@@ -96,6 +96,28 @@ class Config:
             "needs train.channels_last=true",
             "the kernels read channels-last memory",
         )
+        rules.require(
+            self.model.is_standard or not self.performance.may_use("fused_norm"),
+            "performance.fused_norm",
+            True,
+            "needs a network of this package, nothing frozen, with standard layers",
+            "set performance.preset=plain",
+        )
+        rules.require(
+            not self.model.is_foreign or not self.performance.may_use("cuda_graph"),
+            "performance.cuda_graph",
+            True,
+            f"does not go with model.name={self.model.name}, which may draw random numbers",
+            "set performance.preset=plain",
+        )
+        channels = 1 if self.data.grayscale else 3
+        rules.require(
+            self.model.in_channels == channels,
+            "model.in_channels",
+            self.model.in_channels,
+            f"must be {channels} with data.grayscale={str(self.data.grayscale).lower()}",
+            f"set model.in_channels={channels}",
+        )
         rules.enforce()
 
 

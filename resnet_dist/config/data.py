@@ -42,6 +42,9 @@ class DataConfig:
     """Length of the shorter side before the centre crop, pixels."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     """Filter of every resize; always antialiased."""
+    grayscale: bool = setting(False)
+    """Turn images grey, to one channel (Pillow's L); mean and std are then those of R. Needs
+    model.in_channels=1."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Mean of R, G, B on a scale of 0 to 1."""
     std: tuple[float, float, float] = setting(

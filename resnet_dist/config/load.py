@@ -59,14 +59,25 @@ def find_config(name: str) -> Path:
     )
 
 
-def load_config(files: Sequence[str], overrides: Sequence[str] = ()) -> Resolved:
+def load_config(
+    files: Sequence[str],
+    overrides: Sequence[str] = (),
+    *,
+    base: Mapping[str, Any] | None = None,
+) -> Resolved:
     """Merge the files, then the overrides, over the typed defaults.
+
+    `base`: values by dotted path below the files, in place of the default config, such as a
+    checkpoint's; keys that no longer exist are left out.
 
     Raises UserError that lists every unknown key, wrong type and broken rule at once.
     """
     errors: list[str] = []
     leaves: dict[str, tuple[Any, str]] = {}
-    for name in files or [DEFAULT_CONFIG]:
+    if base is not None:
+        known = field_paths()
+        leaves = {key: (value, "the file") for key, value in base.items() if key in known}
+    for name in files or ([] if base is not None else [DEFAULT_CONFIG]):
         for key, value in _read_yaml(find_config(name)):
             leaves[key] = (value, str(name))
     for override in overrides:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,23 +12,49 @@ from resnet_dist.config.setting import check_section, setting
 MODEL_NAMES = ("resnet9", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 """The keys of `resnet_dist.models.build.MODELS`, known without importing torch."""
 
+FREEZES = ("none", "bn", "stage1", "stage2", "stage3", "stage4", "backbone")
+"""What `model.freeze` may be."""
+
+_FOREIGN = re.compile(r"(torchvision|timm):[\w.]+|[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The network."""
 
-    name: str = setting("resnet50", choices=MODEL_NAMES)
-    """Which ResNet; resnet9 is for 32x32 images."""
+    name: str = setting("resnet50")
+    """resnet9 (for 32x32 images), resnet18, resnet34, resnet50, resnet101, resnet152; or any
+    classifier: torchvision:NAME, timm:NAME, or MODULE:FUNCTION of your own, which is called with
+    num_classes=N and returns a module."""
+    weights: str | None = setting(None, free=True)
+    """Start a new run from these weights, at step 0: a file (a checkpoint of ours, a state dict of
+    torchvision or timm; .pt, .pth, .safetensors), or torchvision:IMAGENET1K_V2. Other classes get
+    a new last layer. Not read when a run is resumed. null: start from `seed`."""
+    freeze: str = setting("none", choices=FREEZES)
+    """What is not trained: bn (all batch norms), stage1 to stage4 (everything up to that stage), or
+    backbone (all but the last layer). Frozen batch norms keep their statistics."""
     num_classes: int | None = setting(
         None, ge=2, hint="leave it out to use the number of class folders"
     )
     """Outputs. null: the number of classes of the data."""
+    in_channels: int = setting(3, ge=1, le=64, hint="3, or 1 for grey images")
+    """Channels of the images: 3, or 1 with data.grayscale=true."""
     width: int = setting(64, ge=8, hint="64 is standard")
     """Channels of the first stage; 64 is the published network."""
     stride: Literal["v1", "v1.5"] = setting("v1.5")
     """Where a bottleneck downsamples: v1 in its first 1x1, v1.5 in its 3x3 convolution."""
     stem: Literal["standard", "d", "cifar"] = setting("standard")
     """standard: 7x7/2 + max-pool; d: ResNet-D (three 3x3, average-pool shortcuts); cifar: 3x3/1."""
+    conv_bias: bool = setting(False)
+    """Give convolutions a bias, though batch norm subtracts it again (as textbooks do)."""
+    shortcut_norm: bool = setting(True)
+    """Batch norm after the 1x1 convolution of a shortcut; false: none (as textbooks have it)."""
+    init: Literal["auto", "kaiming_fan_out", "kaiming_fan_in", "xavier", "torch"] = setting("auto")
+    """Initial weights of convolutions. auto: kaiming_fan_out (torchvision's), for resnet9 torch,
+    which is what PyTorch's layers draw by themselves. kaiming_fan_in: NVIDIA's and Paddle's."""
+    fc_init: Literal["torch", "normal", "xavier", "uniform_fan_in"] = setting("torch")
+    """Initial weights of the last layer. normal: standard deviation 0.01 (Goyal et al. 2017);
+    uniform_fan_in: Paddle's, within 1/sqrt(inputs). All but torch start its bias at 0."""
     zero_init_last_gamma: bool = setting(True)
     """Start every residual branch at zero (Goyal et al. 2017, section 5.1)."""
     batch_norm_momentum: float = setting(0.1, ge=0, le=1, hint="0.1 is usual")
@@ -36,6 +64,24 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         rules = check_section(self, "model")
+        near = difflib.get_close_matches(self.name.lower(), MODEL_NAMES, n=1)
+        rules.require(
+            self.name in MODEL_NAMES or _FOREIGN.fullmatch(self.name) is not None,
+            "model.name",
+            self.name,
+            f"must be one of {', '.join(MODEL_NAMES)}, torchvision:NAME, timm:NAME or "
+            f"MODULE:FUNCTION",
+            f"did you mean {near[0]}?" if near else "the default is 'resnet50'",
+        )
+        for key, default in _OURS_ONLY.items():
+            value = getattr(self, key)
+            rules.require(
+                not self.is_foreign or value == default,
+                f"model.{key}",
+                value,
+                f"does not go with model.name={self.name}, which is not of this package",
+                "leave it out, or take a config without it, such as finetune",
+            )
         rules.require(
             self.stem != "d" or self.width % 2 == 0,
             "model.width",
@@ -53,6 +99,29 @@ class ModelConfig:
                 "leave it out, or take resnet18 with model.stem=cifar for small images",
             )
         rules.enforce()
+
+    @property
+    def is_standard(self) -> bool:
+        """Whether the fused kernels know the network: ours, all of it trained, no odd layers."""
+        is_odd = self.conv_bias or not self.shortcut_norm or self.in_channels != 3
+        return not self.is_foreign and self.freeze == "none" and not is_odd
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether the network is torchvision's, timm's or the user's."""
+        return ":" in self.name
+
+
+_OURS_ONLY = {
+    "width": 64,
+    "stride": "v1.5",
+    "stem": "standard",
+    "conv_bias": False,
+    "shortcut_norm": True,
+    "init": "auto",
+    "fc_init": "torch",
+}
+"""Settings that describe our networks, with their defaults."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,8 @@ class OptimConfig:
     are sgd and adamw with a learning rate of its own for each layer, for large batches."""
     lr: float = setting(0.1, gt=0, hint="0.1 per 256 is usual")
     """Peak learning rate for `train.global_batch_size`."""
+    head_lr_factor: float = setting(1.0, gt=0, hint="1, or 10 for fine-tuning")
+    """Learning rate of the last layer, as a multiple of the others' (fine-tuning: 10)."""
     momentum: float = setting(0.9, ge=0, lt=1, hint="0.9 is usual")
     """Momentum of sgd and lars."""
     nesterov: bool = setting(False)

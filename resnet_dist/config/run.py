@@ -44,6 +44,8 @@ class EvalConfig:
     """Samples of one forward pass in evaluation. Whole batches go to the ranks in turn."""
     every_epochs: int = setting(1, ge=1, hint="give a count > 0", free=True)
     """Epochs between evaluations; the last epoch is always evaluated."""
+    at_start: bool = setting(False, free=True)
+    """Also evaluate before the first step: the first point of the curve."""
     flip: bool = setting(False)
     """Evaluate each image and its mirror image, and take the mean of the logits (ffcv's test-time
     augmentation). Twice the work."""

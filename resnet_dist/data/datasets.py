@@ -65,10 +65,11 @@ def sync_open_datasets(config: Config, world: World) -> Datasets:
 
 
 def sync_open_validation(
-    config: Config, world: World, *, classes: list[str]
+    config: Config, world: World, *, classes: list[str] | None
 ) -> tuple[DataConfig, Index | SyntheticIndex]:
-    """The validation split alone, its labels numbered by `classes`, of which it may have some. All
-    ranks must call it. Returns the data's settings, with `root` where none was given, as well.
+    """The validation split alone, its labels numbered by `classes`, of which it may have some
+    (None: by its own). All ranks must call it. Returns the data's settings as well, with `root`
+    where none was given.
 
     Raises UserError, the same on all ranks, also for a class that `classes` lacks.
     """

@@ -91,7 +91,8 @@ class TrainSpecs:
     @property
     def changes_uint8(self) -> bool:
         """Moved over reflected borders, or operated on."""
-        return self.augment.crop == "pad_reflect" or self.augment.has_operations
+        is_moved = self.augment.crop == "pad_reflect"
+        return is_moved or self.augment.has_operations or self.data.grayscale
 
     @property
     def shards_ahead(self) -> int:
@@ -143,9 +144,13 @@ class EvalSpecs:
     data: DataConfig
     table: SampleTable
     side_setting: str = "eval_resize_size"
-    changes_uint8: bool = False
     shards_ahead: int = 0
     seed: int = 0
+
+    @property
+    def changes_uint8(self) -> bool:
+        """Only to grey."""
+        return self.data.grayscale
 
     @property
     def largest_size(self) -> int:

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from resnet_dist.errors import UserError
-from resnet_dist.metrics.null import NullRecorder
+from resnet_dist.metrics.null import PARTIAL, NullRecorder
 from resnet_dist.system.failpoints import failpoint
 from resnet_dist.system.files import AppendOnlyFile, replace_file
 
@@ -68,7 +68,8 @@ def read_records(path: Path) -> list[Record]:
 
 
 def _drop_after(path: Path, step: int) -> None:
-    """Leave only whole lines of steps <= `step`; replaces the file at once, or leaves it alone."""
+    """Leave only whole lines of steps <= `step`, and no partial record; replaces the file at once,
+    or leaves it alone."""
     if not path.exists():
         return
     content = path.read_bytes()
@@ -78,7 +79,7 @@ def _drop_after(path: Path, step: int) -> None:
         record = _parse(line)
         if record is None:
             first_unreadable = first_unreadable or number
-        elif 0 < step >= record["step"]:
+        elif 0 < step >= record["step"] and PARTIAL not in record:
             # A power cut may leave rubbish after the flushed part, never before it.
             if first_unreadable is not None:
                 raise _not_a_record(path, first_unreadable)

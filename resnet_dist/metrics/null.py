@@ -27,6 +27,11 @@ class NullRecorder:
     def close(self) -> None: ...
 
 
+PARTIAL = "partial"
+"""Tag of a record whose log interval was cut short; a run that is resumed there drops it, and
+records the whole interval."""
+
+
 def is_validation(values: Mapping[str, float | int]) -> bool:
     """Whether a record is that of an evaluation."""
     return any(tag.startswith("val/") for tag in values)

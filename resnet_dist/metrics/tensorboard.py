@@ -34,7 +34,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 from torch.utils.tensorboard import summary as torch_summary
 
-from resnet_dist.metrics.null import NullRecorder, is_validation
+from resnet_dist.metrics.null import PARTIAL, NullRecorder, is_validation
 from resnet_dist.system.failpoints import failpoint
 from resnet_dist.system.files import AppendOnlyFile, replace_file
 
@@ -59,7 +59,10 @@ class TensorBoardRecorder(NullRecorder):
         self._file: AppendOnlyFile | None = None
 
     def scalars(self, step: int, values: Mapping[str, float | int]) -> None:
-        """Write one event of all values (float32 there)."""
+        """Write one event of all values (float32 there); none of a partial record, which could not
+        be dropped."""
+        if PARTIAL in values:
+            return
         if is_validation(values):  # `epoch` is in the training record of that step already
             values = {tag: value for tag, value in values.items() if tag != "epoch"}
         points = [Summary.Value(tag=tag, simple_value=float(v)) for tag, v in values.items()]

@@ -1,7 +1,8 @@
 """Construction of a network from its config section: the registry, and weights that follow from the
 seed.
 
-A new network is a function, one line in `MODELS`, and its name in `resnet_dist.config.model`.
+A new network of ours is a function, one line in `MODELS`, and its name in
+`resnet_dist.config.model`; networks of others are `foreign`'s.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 from resnet_dist.config import ModelConfig
+from resnet_dist.models.foreign import build_foreign
 from resnet_dist.models.resnet import BasicBlock, Block, Bottleneck, ResNet
 from resnet_dist.models.resnet9 import ResNet9
 from resnet_dist.rng import Stream, derive_seed
@@ -30,13 +32,21 @@ def _resnet9(config: ModelConfig, num_classes: int) -> nn.Module:
     return ResNet9(config=config, num_classes=num_classes)
 
 
+DEPTHS: dict[str, tuple[bool, tuple[int, int, int, int]]] = {
+    "resnet18": (False, (2, 2, 2, 2)),
+    "resnet34": (False, (3, 4, 6, 3)),
+    "resnet50": (True, (3, 4, 6, 3)),
+    "resnet101": (True, (3, 4, 23, 3)),
+    "resnet152": (True, (3, 8, 36, 3)),
+}
+"""Whether a ResNet has bottlenecks, and the number of blocks in each stage."""
+
 MODELS: dict[str, Builder] = {
     "resnet9": _resnet9,
-    "resnet18": partial(_resnet, block=BasicBlock, depths=(2, 2, 2, 2)),
-    "resnet34": partial(_resnet, block=BasicBlock, depths=(3, 4, 6, 3)),
-    "resnet50": partial(_resnet, block=Bottleneck, depths=(3, 4, 6, 3)),
-    "resnet101": partial(_resnet, block=Bottleneck, depths=(3, 4, 23, 3)),
-    "resnet152": partial(_resnet, block=Bottleneck, depths=(3, 8, 36, 3)),
+    **{
+        name: partial(_resnet, block=Bottleneck if is_deep else BasicBlock, depths=depths)
+        for name, (is_deep, depths) in DEPTHS.items()
+    },
 }
 
 
@@ -45,9 +55,11 @@ def build_model(config: ModelConfig, *, num_classes: int, seed: int) -> nn.Modul
 
     Its weights are a function of `config`, `num_classes` and `seed` alone, and no random state of
     torch is touched. `num_classes` is the number of outputs, whatever `config.num_classes` says:
-    the caller knows the data.
+    the caller knows the data. Raises UserError for a network of others that cannot be made.
     """
     with torch.device("cpu"), torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed: that would reseed the GPUs' generators too.
         torch.default_generator.manual_seed(derive_seed(seed, Stream.INIT))
+        if config.is_foreign:
+            return build_foreign(config, num_classes)
         return MODELS[config.name](config, num_classes)

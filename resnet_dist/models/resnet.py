@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from resnet_dist.config import ModelConfig
+from resnet_dist.models.init import initialise
 
 
 class FirstConvolution(nn.Conv2d):
@@ -29,7 +30,7 @@ class FirstConvolution(nn.Conv2d):
     space_to_depth = False
 
     def forward(self, images: Tensor) -> Tensor:
-        """`[N, 3, H, W]` to `[N, out_channels, H / stride, W / stride]`. Raises ValueError for
+        """`[N, C, H, W]` to `[N, out_channels, H / stride, W / stride]`. Raises ValueError for
         images with other channels."""
         if images.shape[1] != self.in_channels:
             raise ValueError(
@@ -48,7 +49,7 @@ class FirstConvolution(nn.Conv2d):
         With a row of zero weights in front these are p + 1 whole blocks, from o - (p + 1) / 2 on.
         """
         n, channels, height, width = images.shape
-        padded = 4  # cuDNN would pad 4 x 3 channels to 16 by a copy of its own
+        padded = max(4, channels)  # cuDNN would pad 4 x 3 channels to 16 by a copy of its own
         blocks = int(self.padding[0]) + 1
         before = blocks // 2
         dtype = images.dtype
@@ -67,14 +68,30 @@ class FirstConvolution(nn.Conv2d):
         return torch.conv2d(x.permute(0, 3, 1, 2), kernel, self.bias)
 
 
-def _first_convolution(out_channels: int, kernel: int, stride: int) -> nn.Conv2d:
-    return FirstConvolution(3, out_channels, kernel, stride=stride, padding=kernel // 2, bias=False)
+def _first_convolution(
+    out_channels: int, kernel: int, stride: int, config: ModelConfig
+) -> nn.Conv2d:
+    return FirstConvolution(
+        config.in_channels,
+        out_channels,
+        kernel,
+        stride=stride,
+        padding=kernel // 2,
+        bias=config.conv_bias,
+    )
 
 
-def _convolution(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    """A padded convolution without bias: batch norm follows, and would subtract it."""
+def _convolution(
+    in_channels: int, out_channels: int, kernel: int, stride: int = 1, *, config: ModelConfig
+) -> nn.Conv2d:
+    """A padded convolution, without bias unless asked: batch norm follows, and subtracts it."""
     return nn.Conv2d(
-        in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, bias=False
+        in_channels,
+        out_channels,
+        kernel,
+        stride=stride,
+        padding=kernel // 2,
+        bias=config.conv_bias,
     )
 
 
@@ -88,17 +105,18 @@ def _shortcut(
     """The projection of a block's input; None where the input can be added as it is."""
     if stride == 1 and in_channels == out_channels:
         return None
+    norms = [_norm(out_channels, config)] if config.shortcut_norm else []
     if config.stem != "d":
         return nn.Sequential(
-            _convolution(in_channels, out_channels, 1, stride), _norm(out_channels, config)
+            _convolution(in_channels, out_channels, 1, stride, config=config), *norms
         )
     # ResNet-D: a strided 1x1 would ignore three quarters of its input, so average it first. Odd
     # sizes round up, as the strided convolution on the other branch does.
     pool = nn.AvgPool2d(2, stride, ceil_mode=True, count_include_pad=False)
     return nn.Sequential(
         pool if stride == 2 else nn.Identity(),
-        _convolution(in_channels, out_channels, 1),
-        _norm(out_channels, config),
+        _convolution(in_channels, out_channels, 1, config=config),
+        *norms,
     )
 
 
@@ -114,9 +132,9 @@ class BasicBlock(nn.Module):
         self, in_channels: int, channels: int, *, stride: int, config: ModelConfig
     ) -> None:
         super().__init__()
-        self.conv1 = _convolution(in_channels, channels, 3, stride)
+        self.conv1 = _convolution(in_channels, channels, 3, stride, config=config)
         self.bn1 = _norm(channels, config)
-        self.conv2 = _convolution(channels, channels, 3)
+        self.conv2 = _convolution(channels, channels, 3, config=config)
         self.bn2 = _norm(channels, config)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = _shortcut(in_channels, channels, stride, config=config)
@@ -150,11 +168,11 @@ class Bottleneck(nn.Module):
         super().__init__()
         out_channels = channels * self.expansion
         first, second = (stride, 1) if config.stride == "v1" else (1, stride)
-        self.conv1 = _convolution(in_channels, channels, 1, first)
+        self.conv1 = _convolution(in_channels, channels, 1, first, config=config)
         self.bn1 = _norm(channels, config)
-        self.conv2 = _convolution(channels, channels, 3, second)
+        self.conv2 = _convolution(channels, channels, 3, second, config=config)
         self.bn2 = _norm(channels, config)
-        self.conv3 = _convolution(channels, out_channels, 1)
+        self.conv3 = _convolution(channels, out_channels, 1, config=config)
         self.bn3 = _norm(out_channels, config)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = _shortcut(in_channels, out_channels, stride, config=config)
@@ -178,20 +196,20 @@ Block = type[BasicBlock] | type[Bottleneck]
 
 
 def _stem(config: ModelConfig) -> nn.Module:
-    """The first convolution(s), `[N, 3, H, W]` to `[N, width, H / 2, W / 2]` (cifar: H, W)."""
+    """The first convolution(s), `[N, C, H, W]` to `[N, width, H / 2, W / 2]` (cifar: H, W)."""
     if config.stem == "cifar":
-        return _first_convolution(config.width, 3, 1)
+        return _first_convolution(config.width, 3, 1, config)
     if config.stem == "standard":
-        return _first_convolution(config.width, 7, 2)
+        return _first_convolution(config.width, 7, 2, config)
     half = config.width // 2
     return nn.Sequential(
-        _first_convolution(half, 3, 2),
+        _first_convolution(half, 3, 2, config),
         _norm(half, config),
         nn.ReLU(inplace=True),
-        _convolution(half, half, 3),
+        _convolution(half, half, 3, config=config),
         _norm(half, config),
         nn.ReLU(inplace=True),
-        _convolution(half, config.width, 3),
+        _convolution(half, config.width, 3, config=config),
     )
 
 
@@ -206,7 +224,8 @@ def _stage(
 
 
 class ResNet(nn.Module):
-    """Images `[N, 3, H, W]` to logits `[N, num_classes]`, for any H and W of at least 1."""
+    """Images `[N, in_channels, H, W]` to logits `[N, num_classes]`, for any H and W of at least
+    1."""
 
     def __init__(
         self,
@@ -233,11 +252,11 @@ class ResNet(nn.Module):
         self._initialise(config)
 
     def _initialise(self, config: ModelConfig) -> None:
-        """torchvision's: He et al. 2015 (arXiv:1502.01852), fan_out; the default for `fc`."""
+        """torchvision's by default: He et al. 2015 (arXiv:1502.01852), fan_out; the layer's own for
+        `fc`."""
+        initialise(self, config)
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            elif isinstance(module, BasicBlock | Bottleneck) and config.zero_init_last_gamma:
+            if isinstance(module, BasicBlock | Bottleneck) and config.zero_init_last_gamma:
                 nn.init.zeros_(module.last_norm.weight)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -3,8 +3,8 @@
 conv 64, conv 128 + pool, residual 128, conv 256 + pool, conv 512 + pool, residual 512, pool,
 linear; every convolution is 3x3 and followed by batch norm and ReLU. The weights start as
 PyTorch's layers do, as in the notebooks whose accuracy is known. Two differences from them, which
-change nothing for 32x32 images: the convolutions have no bias (batch norm subtracts it again), and
-the last pooling spans whatever is left, so that other sizes work too.
+change nothing for 32x32 images: the convolutions have no bias unless `conv_bias` says so (batch
+norm subtracts it again), and the last pooling spans whatever is left, so that other sizes work too.
 
 `zero_init_last_gamma` has no meaning here: a residual branch ends in ReLU, where a zero gamma
 and beta would get no gradient and the branch would never start to learn.
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resnet_dist.config import ModelConfig
+from resnet_dist.models.init import initialise
 
 
 def _unit(
@@ -24,7 +25,7 @@ def _unit(
 ) -> nn.Sequential:
     """3x3 convolution, batch norm, ReLU, and 2x2 max-pool if wanted."""
     layers: list[nn.Module] = [
-        nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
+        nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=config.conv_bias),
         nn.BatchNorm2d(
             out_channels, eps=config.batch_norm_eps, momentum=config.batch_norm_momentum
         ),
@@ -36,12 +37,12 @@ def _unit(
 
 
 class ResNet9(nn.Module):
-    """Images `[N, 3, H, W]`, H and W at least 8, to logits `[N, num_classes]`."""
+    """Images `[N, in_channels, H, W]`, H and W at least 8, to logits `[N, num_classes]`."""
 
     def __init__(self, *, config: ModelConfig, num_classes: int) -> None:
         super().__init__()
         width = config.width
-        self.conv1 = _unit(3, width, config=config)
+        self.conv1 = _unit(config.in_channels, width, config=config)
         self.conv2 = _unit(width, 2 * width, config=config, pool=True)
         self.res1 = nn.Sequential(
             _unit(2 * width, 2 * width, config=config), _unit(2 * width, 2 * width, config=config)
@@ -52,6 +53,7 @@ class ResNet9(nn.Module):
             _unit(8 * width, 8 * width, config=config), _unit(8 * width, 8 * width, config=config)
         )
         self.fc = nn.Linear(8 * width, num_classes)
+        initialise(self, config)
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.conv2(self.conv1(images))

@@ -19,6 +19,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from resnet_dist.models.freeze import FrozenBatchNorm2d
+
 Norm = TypeVar("Norm", bound=nn.BatchNorm2d)
 
 
@@ -251,13 +253,16 @@ def convert_sync_batch_norm(
     Changes `module` in place and returns it (or its replacement, if it is itself a batch norm).
     Raises ValueError for a batch norm that cannot be synchronised, rather than leave it local.
     """
+    if isinstance(module, FrozenBatchNorm2d):
+        return module  # it has nothing to synchronise
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
-        if not isinstance(module, nn.BatchNorm2d):
+        if type(module) not in (nn.BatchNorm2d, SyncBatchNorm2d):
             raise ValueError(f"{type(module).__name__} has no synchronised form; use BatchNorm2d")
         if not module.affine or not module.track_running_stats or module.momentum is None:
             raise ValueError(
                 "synchronised batch norm needs affine=True, track_running_stats=True and a momentum"
             )
+        assert isinstance(module, nn.BatchNorm2d)
         synchronised = _replace(module, SyncBatchNorm2d)
         synchronised.process_group = process_group
         return synchronised

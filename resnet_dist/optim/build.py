@@ -16,17 +16,21 @@ from resnet_dist.optim.lars import LARS
 _FUSED_DEVICES = frozenset({"cpu", "cuda"})
 
 
-def build_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimizer:
+def build_optimizer(
+    config: OptimConfig, model: nn.Module, *, head: nn.Module | None = None
+) -> torch.optim.Optimizer:
     """The optimizer of the model's trainable parameters, at the peak learning rate.
 
     Build it after the model is on its device and in its memory format: the kernels are chosen by
     the device, and the optimizer's state takes the layout of the parameters. The learning rate of
-    every step comes from `apply_schedule`.
+    every step comes from `apply_schedule`. `head`: the last layer, for `optim.head_lr_factor`.
     """
     groups = parameter_groups(
         model,
         weight_decay=config.weight_decay,
         decay_norm_and_bias=config.decay_norm_and_bias,
+        head=head,
+        head_lr_factor=config.head_lr_factor,
     )
     devices = {parameter.device.type for group in groups for parameter in group["params"]}
     fused = devices <= _FUSED_DEVICES

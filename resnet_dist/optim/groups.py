@@ -8,7 +8,12 @@ from torch import nn
 
 
 def parameter_groups(
-    model: nn.Module, *, weight_decay: float, decay_norm_and_bias: bool
+    model: nn.Module,
+    *,
+    weight_decay: float,
+    decay_norm_and_bias: bool,
+    head: nn.Module | None = None,
+    head_lr_factor: float = 1.0,
 ) -> list[dict[str, Any]]:
     """Two groups: the weights of convolutions and linear layers, then everything else.
 
@@ -16,8 +21,25 @@ def parameter_groups(
     the batch norms called `downsample.1`. The second group, the scales of batch norm and all
     biases, is decayed only with `decay_norm_and_bias` (Goyal et al. 2017, section 5.1, leaves it
     out). ResNet-50 has 54 and 107 tensors. Frozen parameters are in neither group.
+
+    With a `head_lr_factor` other than 1 the last layer, `head`, has two groups of its own, whose
+    learning rate is the schedule's times that factor (`lr_factor`).
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if head is None or head_lr_factor == 1:
+        return _by_dimensions(trained, weight_decay, decay_norm_and_bias)
+    own = {id(parameter) for parameter in head.parameters()}
+    body = [parameter for parameter in trained if id(parameter) not in own]
+    groups = _by_dimensions(body, weight_decay, decay_norm_and_bias)
+    last = [parameter for parameter in trained if id(parameter) in own]
+    for group in _by_dimensions(last, weight_decay, decay_norm_and_bias):
+        groups.append({**group, "lr_factor": head_lr_factor})
+    return groups
+
+
+def _by_dimensions(
+    trained: list[nn.Parameter], weight_decay: float, decay_norm_and_bias: bool
+) -> list[dict[str, Any]]:
     return [
         {
             "params": [parameter for parameter in trained if parameter.ndim >= 2],

@@ -87,7 +87,7 @@ def build_momentum_schedule(config: ScheduleConfig, *, num_steps: int) -> Schedu
 def apply_schedule(optimizer: torch.optim.Optimizer, *, lr: float, momentum: float | None) -> None:
     """Set the learning rate, and the momentum unless None, of all groups. Touches no tensor."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_factor", 1.0)
         if momentum is None:
             continue
         if "betas" in group:

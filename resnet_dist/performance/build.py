@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from resnet_dist.config import Config
 from resnet_dist.config.performance import FASTEST
 from resnet_dist.data.micro_batches import BatchSplit
 from resnet_dist.errors import UserError
+from resnet_dist.models.foreign import seed_forward
 from resnet_dist.optim.schedules import build_momentum_schedule
 from resnet_dist.performance.cuda_graph import (
     WARM_UP_STEPS,
@@ -47,6 +49,7 @@ def sync_build_step(
             size=config.data.train_size,
             device=world.device,
             batch_size=max(high - low, 1) if speed.compile else 2,
+            channels=config.model.in_channels,
         )
     eager = (FaultyStep if is_armed() else EagerStep)(
         network=network,
@@ -55,6 +58,9 @@ def sync_build_step(
         settings=step_settings(config, batch_split),
         on_logits=state.meter.update,
         guard=state.guard,
+        seed_forward=partial(seed_forward, config.seed, world.rank)
+        if config.model.is_foreign
+        else None,
     )
     if graphs is None:
         return eager
@@ -76,7 +82,7 @@ def choose_preset(config: Config, world: World) -> tuple[Config, list[str]]:
     lines = []
     preset = "plain"
     # ResNet-D's first layers have half the width.
-    suits = config.performance.is_open and config.train.channels_last
+    suits = config.performance.is_open and config.train.channels_last and config.model.is_standard
     if world.device.type == "cuda" and suits and config.model.width % (2 * CHANNELS) == 0:
         preset = FASTEST["cuda"]
     if preset != "plain" and world.size > 1:

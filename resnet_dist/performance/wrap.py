@@ -25,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from resnet_dist.config import DistConfig, TrainConfig
 from resnet_dist.config.performance import PLAIN, Speed
+from resnet_dist.errors import UserError
 from resnet_dist.models.resnet import FirstConvolution
 from resnet_dist.models.sync_batch_norm import SyncBatchNorm2d, convert_sync_batch_norm
 from resnet_dist.performance.fused_network import FusedNetwork
@@ -54,7 +55,12 @@ def wrap_model(
     """
     is_synchronised = train.sync_batch_norm and world.size > 1
     if is_synchronised and not speed.fused_norm:
-        model = convert_sync_batch_norm(model)
+        try:
+            model = convert_sync_batch_norm(model)
+        except ValueError as error:  # a network of others
+            raise UserError(
+                f"train.sync_batch_norm (True): {error}; set train.sync_batch_norm=false"
+            ) from None
     model.to(world.device)
     if train.channels_last:
         model.to(memory_format=torch.channels_last)
@@ -110,6 +116,7 @@ def warm_up_buckets(
     size: int,
     device: torch.device,
     batch_size: int = 2,
+    channels: int = 3,
 ) -> None:
     """Bring DDP's gradient buckets into their final layout before the first real step.
 
@@ -119,8 +126,8 @@ def warm_up_buckets(
     more ranks adds it up. Without this, the first step after a resume would be summed in another
     order than the same step of an uninterrupted run.
 
-    Runs two forward and backward passes on `batch_size` black images `[batch_size, 3, size, size]`,
-    then restores all buffers bit for bit and drops the gradients. The random state of torch is not
+    Runs two forward and backward passes on black images `[batch_size, channels, size, size]`, then
+    restores all buffers bit for bit and drops the gradients. The random state of torch is not
     touched. All ranks must call it; without DDP it returns at once. With `performance.compile` pass
     the size of the real micro-batches, or the model is compiled for this one.
     """
@@ -128,7 +135,7 @@ def warm_up_buckets(
         return
     was_training = wrapped.training
     saved = [(buffer, buffer.clone()) for buffer in wrapped.buffers()]
-    images = torch.zeros(batch_size, 3, size, size, device=device)
+    images = torch.zeros(batch_size, channels, size, size, device=device)
     if train.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
     precision = getattr(torch, train.precision)

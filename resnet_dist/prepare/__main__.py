@@ -1,9 +1,11 @@
-"""`python -m resnet_dist.prepare imagenet|folder|tars|verify`: pack a data set into tar shards.
+"""`python -m resnet_dist.prepare imagenet|folder|tars|idx|verify`: pack a data set into tar shards.
 
     python -m resnet_dist.prepare imagenet --train-tar ILSVRC2012_img_train.tar \\
         --val-tar ILSVRC2012_img_val.tar --devkit ILSVRC2012_devkit_t12.tar.gz --out DIR
     python -m resnet_dist.prepare folder SRC --out DIR      (also what Kaggle's archive unpacks to)
     python -m resnet_dist.prepare tars --train A.tar B.tar --val C.tar --out DIR
+    python -m resnet_dist.prepare idx --train-images F --train-labels F --val-images F \\
+        --val-labels F --out DIR                            (MNIST and its relatives: class folders)
     python -m resnet_dist.prepare verify DIR
 
 Then train with the command that is printed at the end. A command that was killed resumes when it is
@@ -38,7 +40,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command. Returns 0, or 2 with an error message on stderr for each problem."""
     arguments = _parser().parse_args(argv)
     try:
-        return _verify(arguments.dir) if arguments.command == "verify" else _pack(arguments)
+        match arguments.command:
+            case "verify":
+                return _verify(arguments.dir)
+            case "idx":
+                return _write_class_folders(arguments)
+        return _pack(arguments)
     except UserError as error:
         return report_error(error, speaks=True)
     except KeyboardInterrupt:
@@ -76,6 +83,12 @@ def _parser() -> argparse.ArgumentParser:
         tars.add_argument(f"--{name}", type=Path, nargs="+", required=True, metavar="TAR")
     for command in (imagenet, folder, tars):
         _add_options(command)
+    idx = commands.add_parser("idx", help="write IDX files (Fashion-MNIST) as class folders")
+    for name in ("train", "val"):
+        for what in ("images", "labels"):
+            idx.add_argument(f"--{name}-{what}", type=Path, required=True, metavar="FILE")
+    idx.add_argument("--out", type=Path, required=True, metavar="DIR")
+    idx.add_argument("--classes", metavar="A,B,...", help="names by number (default: the numbers)")
     verify = commands.add_parser("verify", help="read everything again and compare")
     verify.add_argument("dir", type=Path, metavar="DIR")
     return parser
@@ -143,6 +156,19 @@ def _pack(arguments: argparse.Namespace) -> int:
         done.append(packed.manifest)
         print(printable(_summary(packed)), flush=True)
     print(printable(_next_step(arguments.out, done)))
+    return 0
+
+
+def _write_class_folders(arguments: argparse.Namespace) -> int:
+    from resnet_dist.prepare.idx import write_class_folders
+
+    names = None if arguments.classes is None else arguments.classes.split(",")
+    for split in ("train", "val"):
+        images, labels = (getattr(arguments, f"{split}_{what}") for what in ("images", "labels"))
+        count = write_class_folders(images, labels, split, arguments.out / split, names)
+        print(f"{split}: {count} images", flush=True)
+    settings = shlex.join([f"data.root={arguments.out}"])
+    print(f"train with: resnet-dist train --config fashion_resnet18 {settings}")
     return 0
 
 

@@ -1,7 +1,7 @@
 """The labels of ImageNet's validation images, from the development kit (ILSVRC2012, task 1 and 2).
 
 The kit's ground truth holds a number for each image in turn. Which WordNet id (the name of a class
-folder) a number stands for, the kit says in a MATLAB file; imagenet_classes.txt beside this module
+folder) a number stands for, the kit says in a MATLAB file; `resnet_dist.data.imagenet`
 says the same, one `ILSVRC2012_ID wnid` per line.
 """
 
@@ -12,20 +12,14 @@ import zlib
 from collections import Counter
 from pathlib import Path
 
+from resnet_dist.data.imagenet import read_class_ids
 from resnet_dist.errors import UserError
 from resnet_dist.prepare.tar_reader import bytes_region, list_members
 
 GROUND_TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"
-_CLASSES = Path(__file__).with_name("imagenet_classes.txt")
 _NUM_IMAGES, _NUM_PER_CLASS = 50_000, 50
 _MOST_BYTES = 256 << 20  # unpacked; the kit has 10 MB
 _REMEDY = "give ILSVRC2012_devkit_t12.tar.gz or the folder that it unpacks to"
-
-
-def read_class_ids() -> dict[int, str]:
-    """The WordNet id of each ILSVRC2012_ID, 1 to 1000."""
-    lines = (line.split() for line in _CLASSES.read_text("ascii").splitlines())
-    return {int(number): wnid for number, wnid in lines}
 
 
 def read_validation_classes(devkit: Path) -> list[str]:

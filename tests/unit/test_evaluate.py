@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from resnet_dist.data.batch import Batch
-from resnet_dist.evaluate import sync_evaluate
+from resnet_dist.evaluate.forward import sync_evaluate
 from resnet_dist.metrics.meters import count_correct
 from resnet_dist.world import World
 

@@ -44,8 +44,10 @@ class DeviceStage:
         self._device = device
         self._buffers = HostBuffers()
         self._mix_buffers = HostBuffers()
-        mean = torch.tensor(data.mean, dtype=torch.float64)
-        std = torch.tensor(data.std, dtype=torch.float64)
+        self._is_grey = data.grayscale
+        channels = 1 if data.grayscale else 3
+        mean = torch.tensor(data.mean[:channels], dtype=torch.float64)
+        std = torch.tensor(data.std[:channels], dtype=torch.float64)
         self._scale = (1.0 / (255.0 * std)).to(device, torch.float32)
         self._bias = (-mean / std).to(device, torch.float32)
 
@@ -58,16 +60,18 @@ class DeviceStage:
         return self._finish(self.normalise(augment_uint8(images, spec, done)), spec)
 
     def normalise(self, images: torch.Tensor) -> torch.Tensor:
-        """(x / 255 - mean) / std: `[n, S, S, 3]` uint8 to `[n, 3, S, S]` float32 channels-last."""
-        n, height, width, _ = images.shape
+        """(x / 255 - mean) / std: `[n, S, S, 3]` uint8 to `[n, 3, S, S]` float32 channels-last
+        (grey: `[n, 1, S, S]`)."""
+        images = to_grey(images) if self._is_grey else images
+        n, height, width, channels = images.shape
         # Whole rows as the inner dimension: a loop over three channels would not vectorise.
         if self._device.type == "cpu":
-            rows = self._buffers.take(images.numel()).view(n * height, width * 3)
-            rows.copy_(images.reshape(n * height, width * 3))
+            rows = self._buffers.take(images.numel()).view(n * height, width * channels)
+            rows.copy_(images.reshape(n * height, width * channels))
         else:
-            rows = images.reshape(n * height, width * 3).to(torch.float32)
+            rows = images.reshape(n * height, width * channels).to(torch.float32)
         torch.addcmul(self._bias.repeat(width), rows, self._scale.repeat(width), out=rows)
-        return rows.view(n, height, width, 3).permute(0, 3, 1, 2)
+        return rows.view(n, height, width, channels).permute(0, 3, 1, 2)
 
     def _finish(self, images: torch.Tensor, spec: BatchSpec) -> Batch:
         """Erase, mix and label normalised images, `[n, 3, size, size]` float32 channels-last."""
@@ -87,9 +91,17 @@ class DeviceStage:
         )
 
 
+def to_grey(images: torch.Tensor) -> torch.Tensor:
+    """`[n, S, S, 3]` to `[n, S, S, 1]` uint8, as Pillow's convert("L") (ITU-R 601-2) rounds."""
+    red, green, blue = images.to(torch.int32).unbind(3)
+    grey = (red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16
+    return grey.to(torch.uint8)[..., None]
+
+
 def to_uint8(images: torch.Tensor, data: DataConfig) -> torch.Tensor:
     """Undo the normalisation, for people to look at: `[n, 3, S, S]` uint8 on the CPU."""
-    images = images[:, :3]
-    mean = torch.tensor(data.mean)[:, None, None]
-    std = torch.tensor(data.std)[:, None, None]
-    return ((images.cpu() * std + mean) * 255.0).round().clamp(0, 255).to(torch.uint8)
+    channels = 1 if data.grayscale else 3
+    mean = torch.tensor(data.mean[:channels])[:, None, None]
+    std = torch.tensor(data.std[:channels])[:, None, None]
+    pixels = ((images.cpu() * std + mean) * 255.0).round().clamp(0, 255).to(torch.uint8)
+    return pixels.expand(-1, 3, -1, -1)

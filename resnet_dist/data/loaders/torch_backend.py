@@ -79,7 +79,7 @@ class _MicroBatches(Dataset[HostBatch | _Failure]):
             mode = self._specs.data.interpolation
             for row, encoded in enumerate(self._store.read(spec.sample_ids)):
                 image = decode_rgb(encoded, self._index, int(spec.sample_ids[row]))
-                images[row] = _crop_and_flip(image, spec, row, mode=mode)
+                images[row] = crop_and_flip(image, spec, row, mode=mode)
         except UserError as error:
             return _Failure(str(error))
         done = Done.CROPPED if spec.crop_offsets is not None else Done.FLIPPED
@@ -93,7 +93,7 @@ class _MicroBatches(Dataset[HostBatch | _Failure]):
         return HostBatch(spec, images, Done.AUGMENTED)
 
 
-def _crop_and_flip(image: torch.Tensor, spec: BatchSpec, row: int, *, mode: str) -> torch.Tensor:
+def crop_and_flip(image: torch.Tensor, spec: BatchSpec, row: int, *, mode: str) -> torch.Tensor:
     """Crop box, antialiased resize, crop, and flip unless an offset comes first: `[3, H, W]` to
     `[size, size, 3]` uint8."""
     top, left, height, width = spec.crop_boxes[row].tolist()

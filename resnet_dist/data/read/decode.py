@@ -6,15 +6,18 @@ refused; and the error message that names a file that is not. Does not crop or r
 
 from __future__ import annotations
 
+import io
 import re
 import warnings
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
 from torchvision.io import ImageReadMode, decode_image
 
 from resnet_dist.data.index.index import Index
+from resnet_dist.data.read.limits import too_large
 from resnet_dist.errors import UserError
 
 _JPEG_START = b"\xff\xd8"
@@ -37,6 +40,23 @@ def decode_bytes(encoded: NDArray[np.uint8]) -> torch.Tensor:
     if image.dtype == torch.uint16:  # PNG with 16 bits per channel
         return (image.to(torch.int32) >> 8).to(torch.uint8)
     return image
+
+
+def decode_checked(encoded: NDArray[np.uint8]) -> torch.Tensor:
+    """As `decode_bytes`, for bytes of unknown origin: a header that claims more pixels than any
+    image is refused before it is decoded. Raises RuntimeError."""
+    try:
+        with Image.open(io.BytesIO(encoded.tobytes()), formats=("JPEG", "PNG")) as image:
+            width, height = image.size
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
+        raise RuntimeError("no JPEG or PNG image, or cut off in its header") from None
+    reason = too_large(height, width, len(encoded))
+    if reason:
+        raise RuntimeError(reason)
+    try:
+        return decode_bytes(encoded)
+    except RuntimeError as error:
+        raise RuntimeError(f"truncated or damaged image ({reason_of(error)})") from None
 
 
 def decode_rgb(encoded: NDArray[np.uint8], index: Index, sample_id: int) -> torch.Tensor:

@@ -8,7 +8,7 @@ import torch
 
 from resnet_dist.config import DataConfig
 from resnet_dist.data.loaders import torch_backend
-from resnet_dist.data.loaders.torch_backend import _crop_and_flip
+from resnet_dist.data.loaders.torch_backend import crop_and_flip
 from resnet_dist.data.order import eval_slice
 from resnet_dist.data.specs import EvalSpecs
 
@@ -28,7 +28,7 @@ class Table:
 def crop(height: int, width: int, mode: str) -> torch.Tensor:
     noise = np.random.default_rng(0).integers(0, 256, (3, height, width), np.uint8)
     spec = EvalSpecs(DataConfig(), Table(height, width))(eval_slice(1, 1, 0))
-    return _crop_and_flip(torch.from_numpy(noise), spec, 0, mode=mode)
+    return crop_and_flip(torch.from_numpy(noise), spec, 0, mode=mode)
 
 
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])

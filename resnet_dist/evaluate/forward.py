@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -32,21 +33,37 @@ def sync_evaluate(
     as in a checkpoint. The counts are integers, and which samples share a batch does not depend on
     the number of ranks.
     """
+    meter = EvalMeter(loader.num_batches, world.device)
+
+    def take(batch: Batch, logits: torch.Tensor) -> None:
+        meter.update(batch.step, loss_sum(logits, batch.labels, None, PLAIN), logits, batch.labels)
+        failpoint("evaluate.mid")
+
+    start = time.perf_counter()
+    sync_forward(model, loader, world=world, autocast_dtype=autocast_dtype, flip=flip, take=take)
+    result = meter.result(lambda tensor: sync_sum_(tensor, world))
+    result["images_per_second"] = result["samples"] / (time.perf_counter() - start)
+    return result
+
+
+def sync_forward(
+    model: nn.Module,
+    loader: BatchSource[Batch],
+    *,
+    world: World,
+    autocast_dtype: torch.dtype | None,
+    flip: bool,
+    take: Callable[[Batch, torch.Tensor], None],
+) -> None:
+    """Give `take` each of this rank's batches with its logits. See `sync_evaluate`."""
     sync_broadcast_(list(model.buffers()), world)
     was_training = model.training
     model.eval()
-    start = time.perf_counter()
-    meter = EvalMeter(loader.num_batches, world.device)
     with torch.inference_mode():
         for batch in loader.batches():
             with autocast(world.device, autocast_dtype):
                 logits = model(batch.images)
                 if flip:
                     logits = (logits.float() + model(batch.images.flip(3)).float()) / 2
-            loss = loss_sum(logits, batch.labels, None, PLAIN)
-            meter.update(batch.step, loss, logits, batch.labels)
-            failpoint("evaluate.mid")
-    result = meter.result(lambda tensor: sync_sum_(tensor, world))
-    result["images_per_second"] = result["samples"] / (time.perf_counter() - start)
+            take(batch, logits)
     model.train(was_training)
-    return result

@@ -1,0 +1,1 @@
+"""Evaluation: the pass over a validation split, and `resnet-dist evaluate` for any weights."""

@@ -1,0 +1,1 @@
+"""`resnet-dist export`: weights in the forms that other programs read."""

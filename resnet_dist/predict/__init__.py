@@ -1,0 +1,1 @@
+"""`resnet-dist predict`: the classes of images, from any weights."""
