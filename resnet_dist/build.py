@@ -16,12 +16,14 @@ from resnet_dist.checkpoint.saver import BackgroundSaver, NullSaver, Saver
 from resnet_dist.config import Config
 from resnet_dist.config.load import to_flat
 from resnet_dist.data.augment.device_stage import to_uint8
+from resnet_dist.data.augment.progressive import train_size
 from resnet_dist.data.datasets import Datasets
 from resnet_dist.data.index.index import Index
 from resnet_dist.data.loaders.build import build_eval_loader, build_train_loader
 from resnet_dist.data.loaders.loader import EvalLoader, TrainLoader
 from resnet_dist.data.micro_batches import BatchSplit, choose_batch_split
 from resnet_dist.data.specs import digest_of_step
+from resnet_dist.errors import UserError
 from resnet_dist.faults.guards import sync_build_guards
 from resnet_dist.faults.loss_history import LossHistory
 from resnet_dist.faults.non_finite import NonFiniteGuard
@@ -31,7 +33,7 @@ from resnet_dist.loop import Cadence, Components
 from resnet_dist.metrics.meters import TrainMeter
 from resnet_dist.metrics.recorder import Recorder, build_recorder
 from resnet_dist.metrics.throughput import Throughput
-from resnet_dist.models.build import build_model
+from resnet_dist.models.build import build_model, smallest_map
 from resnet_dist.models.foreign import draws_random_numbers
 from resnet_dist.models.freeze import freeze
 from resnet_dist.models.head import find_head
@@ -52,6 +54,7 @@ from resnet_dist.world import World, threads_per_rank
 
 def build_state(config: Config, datasets: Datasets, world: World) -> TrainState:
     """A run at step 0, on the device."""
+    check_batch_norm(config, world)
     model = build_model(config.model, num_classes=datasets.num_classes, seed=config.seed)
     memory_format = torch.channels_last if config.train.channels_last else torch.contiguous_format
     model = model.to(world.device, memory_format=memory_format)  # type: ignore[call-overload]
@@ -70,6 +73,22 @@ def build_state(config: Config, datasets: Datasets, world: World) -> TrainState:
         guard=NonFiniteGuard(model),
         losses=LossHistory(),
     )
+
+
+def check_batch_norm(config: Config, world: World) -> None:
+    """Raise UserError where a batch norm would see a single value per channel."""
+    split = choose_batch_split(config.train, world.size)
+    smallest = split.smallest_micro_batch
+    if config.train.sync_batch_norm:
+        smallest = config.train.global_batch_size // split.accumulation_steps
+    size = train_size(config.augment, config.data.train_size, 0)
+    is_ours = not config.model.is_foreign and config.model.freeze in ("none", "stage1")
+    if is_ours and smallest == 1 and smallest_map(config.model, size) == 1:
+        raise UserError(
+            f"train.global_batch_size ({config.train.global_batch_size}): leaves one image of "
+            f"{size} px at a time, of which the last batch norm sees one value; raise it, or "
+            f"data.train_size"
+        )
 
 
 def sync_begin(

@@ -12,6 +12,7 @@ import torch
 
 from resnet_dist.build import num_workers
 from resnet_dist.checkpoint.choice import Loaded, sync_load
+from resnet_dist.checkpoint.files import check_content
 from resnet_dist.checkpoint.manager import CheckpointManager
 from resnet_dist.checkpoint.restore import reject_architecture
 from resnet_dist.config import Config
@@ -24,7 +25,7 @@ from resnet_dist.report import run_summary
 from resnet_dist.run.folder import run_folder
 from resnet_dist.step import AUTOCAST_DTYPES
 from resnet_dist.system.failpoints import failpoint
-from resnet_dist.world import World
+from resnet_dist.world import World, sync_attempt
 
 
 def sync_evaluate_checkpoint(config: Config, world: World) -> int:
@@ -36,6 +37,7 @@ def sync_evaluate_checkpoint(config: Config, world: World) -> int:
     loaded = sync_load(checkpoints, resume, world, may_write=False)
     if loaded is None:
         raise AgreedError(f"run.resume ({resume}): names no checkpoint to evaluate")
+    sync_attempt(world, check_content, loaded.payload, loaded.path)
     reject_architecture(loaded, config)
     weights = _weights_of(loaded, config)
     failpoint("resume.after_load")

@@ -11,7 +11,7 @@ import hashlib
 import io
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
@@ -28,6 +28,17 @@ _PREFIX = b"sha256:"
 _COMMENT_BYTES = len(_PREFIX) + 64
 _END_RECORD_BYTES = 22  # of a zip archive without comment
 _END_SIGNATURE = b"PK\x05\x06"
+
+
+_CONTENT: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("model", "optimizer", "scaler", "guard", "best"), dict),
+    **dict.fromkeys(("config", "data", "batch_split", "versions"), dict),
+    "average": (dict, type(None)),
+    "classes": list,
+    "step": int,
+    "num_classes": int,
+}
+"""What every checkpoint holds, by key."""
 
 
 class CorruptCheckpointError(UserError):
@@ -145,6 +156,16 @@ def decode_checkpoint(data: bytes | bytearray, path: Path) -> dict[str, Any]:
             f"{FORMAT}; use the version of resnet_dist that wrote it"
         )
     return payload
+
+
+def check_content(payload: Mapping[str, Any], path: Path) -> None:
+    """Raise UserError unless a payload has what every checkpoint of a training holds."""
+    wrong = [key for key, kind in _CONTENT.items() if not isinstance(payload.get(key, ...), kind)]
+    if wrong:
+        raise UserError(
+            f"checkpoint ({path}): lacks {', '.join(wrong)}, or holds something else there: it is "
+            f"no checkpoint of a training; use another one"
+        )
 
 
 def remove_leftovers(folder: Path) -> list[Path]:

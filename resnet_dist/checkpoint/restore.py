@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from resnet_dist.checkpoint.choice import Loaded, sync_load
+from resnet_dist.checkpoint.files import check_content
 from resnet_dist.checkpoint.manager import CheckpointManager
 from resnet_dist.config import Config
 from resnet_dist.config.load import Difference, exact_differences
@@ -58,9 +59,17 @@ def sync_restore(
     loaded = sync_load(checkpoints, config.run.resume, world)
     if loaded is None:
         return None
+    sync_attempt(world, check_content, loaded.payload, loaded.path)
     check_fingerprint(loaded, config, fingerprint)
     sync_attempt(world, check_next_batch, loaded, config, describe_next_batch)
-    state.load_state_dict(loaded.payload, is_main=world.is_main)
+    try:
+        state.load_state_dict(loaded.payload, is_main=world.is_main)
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise AgreedError(
+            f"checkpoint ({loaded.path}): its content does not fit this run ({reason}); use "
+            f"another one"
+        ) from error
     if loaded.path.resolve().parent != checkpoints.folder.resolve():
         state.forget_best()
     loaded.notes.extend(_change_notes(loaded.payload, config, fingerprint))

@@ -50,6 +50,12 @@ MODELS: dict[str, Builder] = {
 }
 
 
+def smallest_map(config: ModelConfig, size: int) -> int:
+    """Side of the maps that the last batch norm of a network of ours sees, for images of `size`."""
+    strides = 8 if config.name == "resnet9" or config.stem == "cifar" else 32
+    return -(-size // strides)
+
+
 def build_model(config: ModelConfig, *, num_classes: int, seed: int) -> nn.Module:
     """The network on the CPU in float32, in training mode.
 

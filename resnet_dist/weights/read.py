@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resnet_dist.checkpoint.files import decode_checkpoint, read_verified
+from resnet_dist.checkpoint.files import check_content, decode_checkpoint, read_verified
 from resnet_dist.errors import UserError
 from resnet_dist.system.paths import expanded
 
@@ -90,6 +90,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def _from_checkpoint(path: Path, payload: Mapping[str, Any]) -> Weights:
+    check_content(payload, path)
     return Weights(
         path=str(path),
         tensors=payload["model"],

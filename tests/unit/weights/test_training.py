@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from resnet_dist import train
+from resnet_dist.checkpoint.files import write_checkpoint
 from tests.launch import TINY
 
 Run = Callable[..., tuple[int, str]]
@@ -146,3 +147,29 @@ def test_grey_images(run: Run, tmp_path: Path) -> None:
     code, said = run("data.grayscale=true")
     assert code == 2
     assert "model.in_channels (3): must be 1 with data.grayscale=true" in said
+
+
+def test_one_image_at_a_time_is_refused_where_batch_norm_needs_more(run: Run) -> None:
+    code, said = run(
+        "train.global_batch_size=1", "data.train_size=8", "model.stem=standard", "model.width=16"
+    )
+    assert code == 2
+    assert "leaves one image of 8 px at a time, of which the last batch norm sees one value" in said
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"config": 3}, "lacks config, or holds something else there"),
+        ({"step": "x", "classes": None}, "lacks classes, step, or holds"),
+        ({"optimizer": {}}, "its content does not fit this run"),
+        ({"model": {"a": torch.zeros(1)}}, "its content does not fit this run"),
+    ],
+)
+def test_foreign_content_with_a_valid_checksum(
+    run: Run, small_checkpoint: Path, tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
+    write_checkpoint(tmp_path / "odd.pt", {**load(small_checkpoint), **change})
+    code, said = run(f"run.resume={tmp_path / 'odd.pt'}", "train.ema_decay=0.5")
+    assert code == 2
+    assert words in said
