@@ -155,6 +155,7 @@ def build_components(
         ),
         world=world,
         fingerprint=fingerprint,
+        step_is_one_batch=batch_split.accumulation_steps == 1,
         to_picture=partial(to_uint8, data=datasets.data),
     )
 

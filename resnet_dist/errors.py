@@ -29,6 +29,19 @@ class GuardError(AgreedError):
     exit_code = 70
 
 
+class LoaderError(UserError):
+    """A process that reads samples has ended. A restart resumes from the last checkpoint."""
+
+    exit_code = GuardError.exit_code
+
+
+class SuspendedError(UserError):
+    """The ranks lost each other while the run was suspended. A restart resumes from the last
+    checkpoint."""
+
+    exit_code = GuardError.exit_code
+
+
 _HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 """Categories of characters that steer a terminal, or cannot be seen or written."""
 

@@ -18,6 +18,7 @@ from resnet_dist.checkpoint.saver import Saver
 from resnet_dist.config import CheckpointConfig, EvalConfig, FaultsConfig, LogConfig
 from resnet_dist.data.batch import Batch
 from resnet_dist.data.loaders.loader import TrainLoader
+from resnet_dist.errors import LoaderError
 from resnet_dist.evaluate.forward import sync_evaluate
 from resnet_dist.faults.guards import Guards
 from resnet_dist.faults.preemption import StopSignal
@@ -101,6 +102,8 @@ class Components:
     world: World
     fingerprint: dict[str, Any]
     """What a checkpoint holds besides the state: config, data, versions."""
+    step_is_one_batch: bool
+    """Whether a step has one micro-batch only."""
     to_picture: Callable[[torch.Tensor], torch.Tensor]
     """From network input to uint8 images, for people to look at."""
 
@@ -120,7 +123,7 @@ def fit(state: TrainState, use: Components) -> Outcome:
         while state.step < due.stop_step:
             guards.begin_step(state.step)
             lr = _set_rates(state, use)
-            grad_norm = use.step(batches, step=state.step)
+            grad_norm = _take_step(state, use, batches)
             state.step += 1
             use.throughput.count_step()
             use.recorder.advance(state.step)
@@ -154,6 +157,24 @@ def fit(state: TrainState, use: Components) -> Outcome:
         # After the save, so that a run that is resumed there records the whole interval.
         _sync_log(state, use, lr, grad_norm, is_partial=True)
     return outcome
+
+
+def _take_step(state: TrainState, use: Components, batches: Iterator[Batch]) -> torch.Tensor:
+    """One step; see `Step`. Saves before it ends for want of a batch."""
+    try:
+        return use.step(batches, step=state.step)
+    except LoaderError:
+        _save_if_alone(state, use)
+        raise
+
+
+def _save_if_alone(state: TrainState, use: Components) -> None:
+    """Save before a run ends for want of a batch. Several ranks cannot: the others wait for this
+    one's gradients. No parameter has changed in a step that lacks a batch, and batch norms only if
+    another micro-batch of it came before."""
+    if use.world.size == 1 and state.step > 0 and use.step_is_one_batch:
+        sync_save(state, use, is_best=False)
+        use.saver.finish()
 
 
 def _watch(batches: Iterator[Batch], state: TrainState, use: Components) -> Iterator[Batch]:

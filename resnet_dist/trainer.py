@@ -131,7 +131,8 @@ def run(resolved: Resolved, world: World) -> int:
         )
         if state.step == 0:
             use.recorder.text(0, "config", run_summary.as_markdown(resolved))
-        outcome = fit_or_go_back(config, state, use, datasets, batch_split, checkpoints)
+        with watchdog.explaining(config.dist.timeout_s):
+            outcome = fit_or_go_back(config, state, use, datasets, batch_split, checkpoints)
         if world.is_main:
             checkpoints.check_owned()
             why = use.stop.reason if outcome is Outcome.STOPPED else None

@@ -18,11 +18,12 @@ import threading
 import time
 import uuid
 from collections.abc import Generator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
+from resnet_dist.errors import SuspendedError
 from resnet_dist.faults.hosts import sync_host_names
 from resnet_dist.faults.preemption import STALLED_EXIT_CODE
 from resnet_dist.faults.stall_report import Position, Report, describe_culprit, read_reports
@@ -99,6 +100,8 @@ class Watchdog:
         # One assignment of a tuple: the thread never sees the time of one beat and the step of
         # another.
         self._last = (time.monotonic(), 0, Phase.START_UP)
+        self._looked = time.monotonic()
+        self._longest_gap_s = 0.0
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
 
@@ -140,13 +143,36 @@ class Watchdog:
         """A loader that beats at each batch: a long evaluation is not a stall."""
         return _BeatingLoader(loader, self)
 
+    @property
+    def suspended_s(self) -> float:
+        """Longest time for which the whole process was stopped (Slurm's suspend, Ctrl-Z, a paused
+        container), as far as its thread tells; 0.0: not at all."""
+        gap = max(self._longest_gap_s, time.monotonic() - self._looked)
+        return gap if gap > JUMP_TICKS * self._tick_s else 0.0
+
+    @contextmanager
+    def explaining(self, timeout_s: float) -> Generator[None, None, None]:
+        """Raise SuspendedError in place of the error that ranks meet which lost each other while
+        they were suspended for longer than `timeout_s`, or than their connections last."""
+        try:
+            yield
+        except RuntimeError as error:
+            slept_s = self.suspended_s
+            if slept_s == 0 or self._world.size == 1:
+                raise
+            raise SuspendedError(
+                f"this run was suspended for {slept_s:.0f} s, and its ranks lost each other "
+                f"(dist.timeout_s={timeout_s:g}); a restart resumes from the last checkpoint"
+            ) from error
+
     def _run(self) -> None:
-        looked = since = time.monotonic()
+        self._looked = since = time.monotonic()
         while not self._done.wait(self._tick_s):
             now = time.monotonic()
-            if now - looked > JUMP_TICKS * self._tick_s:
+            self._longest_gap_s = max(self._longest_gap_s, now - self._looked)
+            if now - self._looked > JUMP_TICKS * self._tick_s:
                 since = now  # nobody could beat meanwhile: everyone gets one more interval
-            looked = now
+            self._looked = now
             beat_at, step, phase = self._last
             stalled_s = now - max(beat_at, since)
             if stalled_s > self._limit_s:
@@ -198,6 +224,8 @@ class Watchdog:
 
 class NullWatchdog(Watchdog):
     """Watches nothing: starts no thread, and writes no file."""
+
+    suspended_s = 0.0
 
     def __init__(self) -> None: ...
 

@@ -29,7 +29,7 @@ from resnet_dist.data.loaders.hand_over import one_ahead
 from resnet_dist.data.read.decode import decode_rgb
 from resnet_dist.data.read.store import Store, open_store
 from resnet_dist.data.specs import Specs
-from resnet_dist.errors import UserError
+from resnet_dist.errors import LoaderError, UserError
 from resnet_dist.system import workers
 
 _MOST_BEYOND_THE_CROP = 16
@@ -127,6 +127,19 @@ def _resize_window(image: torch.Tensor, spec: BatchSpec, row: int, *, mode: str)
     return torch.from_numpy(np.array(window))
 
 
+def _reader_ended(error: RuntimeError) -> LoaderError:
+    return LoaderError(
+        f"data.num_workers: a process that reads samples has ended ({str(error).splitlines()[0]}; "
+        f"/dev/shm has {_free_shared_memory() >> 20} MiB free); where memory is short lower "
+        f"data.num_workers or data.prefetch_batches; a restart resumes from the last checkpoint"
+    )
+
+
+def _free_shared_memory() -> int:
+    status = os.statvfs("/dev/shm")
+    return status.f_bavail * status.f_frsize
+
+
 def _as_it_is(item: Any) -> Any:
     return item
 
@@ -165,7 +178,13 @@ class TorchBackend:
         """
         results = iter(self._data_loader(slices))
         try:
-            for result in results:
+            while True:
+                try:
+                    result = next(results)
+                except StopIteration:
+                    return
+                except RuntimeError as error:  # torch's, of a reader that was killed
+                    raise _reader_ended(error) from error
                 if isinstance(result, _Failure):
                     raise UserError(result.message)
                 yield result
@@ -205,8 +224,7 @@ class TorchBackend:
         size, data = self._specs.largest_size, self._specs.data
         batches = self._num_workers * data.prefetch_batches + 1
         needed = batches * most * size * size * 3 if self._num_workers else 0
-        status = os.statvfs("/dev/shm")
-        free = status.f_bavail * status.f_frsize
+        free = _free_shared_memory()
         if needed > free:
             raise UserError(
                 f"data.num_workers ({self._num_workers}): the batches in flight need "
