@@ -183,7 +183,10 @@ def absolute(resolved: Resolved) -> Resolved:
         root=str(_absolute(data.root)) if data.root is not None else None,
         cache_dir=str(_absolute(data.cache_dir)) if data.cache_dir is not None else None,
     )
-    changed = dataclasses.replace(config, run=run, data=data)
+    model = config.model
+    if model.weights is not None and not model.weights.startswith("torchvision:"):
+        model = dataclasses.replace(model, weights=str(_absolute(model.weights)))
+    changed = dataclasses.replace(config, run=run, data=data, model=model)
     return dataclasses.replace(resolved, config=changed)
 
 

@@ -30,6 +30,8 @@ class ModelConfig:
     """Start a new run from these weights, at step 0: a file (a checkpoint of ours, a state dict of
     torchvision or timm; .pt, .pth, .safetensors), or torchvision:IMAGENET1K_V2. Other classes get
     a new last layer. Not read when a run is resumed. null: start from `seed`."""
+    weights_average: bool = setting(False, free=True)
+    """Take the moving average in that file instead of the weights."""
     freeze: str = setting("none", choices=FREEZES)
     """What is not trained: bn (all batch norms), stage1 to stage4 (everything up to that stage), or
     backbone (all but the last layer). Frozen batch norms keep their statistics."""
@@ -64,6 +66,13 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         rules = check_section(self, "model")
+        rules.require(
+            self.weights is not None or not self.weights_average,
+            "model.weights_average",
+            True,
+            "needs model.weights",
+            "name the file, or leave it out",
+        )
         near = difflib.get_close_matches(self.name.lower(), MODEL_NAMES, n=1)
         rules.require(
             self.name in MODEL_NAMES or _FOREIGN.fullmatch(self.name) is not None,

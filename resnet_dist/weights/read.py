@@ -52,7 +52,7 @@ class Weights:
         if not average:
             return self.tensors
         if self.average is None:
-            raise UserError(f"weights ({self.path}): hold no moving average; leave --ema out")
+            raise UserError(f"weights ({self.path}): hold no moving average; do not ask for it")
         return self.average
 
 

@@ -34,7 +34,8 @@ def sync_start_from_weights(
         if not world.is_main:
             return []
         weights = read_weights(source, model_name=config.name)
-        notes = start_from(model, weights, weights.tensors, classes)
+        tensors = weights.choose(average=config.weights_average)
+        notes = start_from(model, weights, tensors, classes)
         return [*notes, *(f"note: {note}" for note in weights.notes)]
 
     notes = sync_attempt(world, load)

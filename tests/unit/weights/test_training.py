@@ -63,6 +63,17 @@ def test_a_run_starts_at_step_0_from_weights_and_is_resumed_without_the_file(
     assert "starting from the weights" not in said
 
 
+def test_the_moving_average_of_a_file(run: Run, small_checkpoint: Path, tmp_path: Path) -> None:
+    words = [f"model.weights={small_checkpoint}", "model.weights_average=true", "optim.lr=1e-9"]
+    code, said = run(*words, "train.max_steps=1")
+    assert code == 0, said
+    average, after = load(small_checkpoint)["average"], saved(tmp_path / "run")["model"]
+    assert torch.allclose(after["conv1.weight"], average["conv1.weight"], atol=1e-6)
+    code, said = run("model.weights_average=true", f"run.dir={tmp_path / 'other'}")
+    assert code == 2
+    assert "model.weights_average (True): needs model.weights" in said
+
+
 def test_other_classes_get_a_new_last_layer(
     run: Run, small_checkpoint: Path, image_root: Path, tmp_path: Path
 ) -> None:
