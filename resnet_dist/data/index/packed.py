@@ -135,8 +135,13 @@ def map_columns(folder: Path, names: Iterable[str]) -> dict[str, NDArray[Any]]:
 
 
 def map_column(path: Path) -> NDArray[Any]:
-    """One column."""
-    array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    """One column. Raises OSError, or ValueError for a file that is damaged."""
+    try:
+        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except OSError:
+        raise
+    except Exception as error:  # NumPy parses a header of Python's syntax: tokens, types, ...
+        raise ValueError(f"{path.name}: {type(error).__name__}: {error}") from None
     # As a plain array on the same pages: np.memmap's own indexing costs several times as much.
     return array.view(np.ndarray)
 

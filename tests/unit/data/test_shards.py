@@ -163,3 +163,15 @@ SPOIL: list[Callable[[Path], object]] = [
         (folder / "dataset.json").read_text().replace('"version": 1', '"version": 2')
     ),
 ]
+
+
+def test_any_flipped_bit_in_a_columns_header_is_refused(tmp_path: Path, image_root: Path) -> None:
+    out = tmp_path / "out"
+    assert main(["folder", str(image_root), f"--out={out}"]) == 0
+    path = out / "train/index/lengths.npy"
+    whole = path.read_bytes()
+    for at in range(128):
+        for bit in range(0, 8, 3):
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << bit]) + whole[at + 1 :])
+            with pytest.raises(ValueError, match=r"data.root \(.*prepare"):
+                open_split(config(out, tmp_path))
