@@ -80,7 +80,8 @@ class Manifest:
 
     def to_json(self) -> str:
         """The content of dataset.json."""
-        return json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=1) + "\n"
+        content = {"format": FORMAT, "version": VERSION, **asdict(self)}
+        return json.dumps({**content, "sha256": _digest_of(content)}, indent=1) + "\n"
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,9 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     try:
         content = json.loads(path.read_text())
+        digest = content.pop("sha256", None)  # data sets of before have none
+        if digest is not None and digest != _digest_of(content):
+            raise damaged(folder, f"{MANIFEST} was changed since it was written")
         if (content.pop("format"), content.pop("version")) != (FORMAT, VERSION):
             raise UserError(
                 f"data.root ({path}): was written by another version of resnet_dist; prepare the "
@@ -127,6 +131,10 @@ def read_manifest(folder: Path) -> Manifest:
         if isinstance(error, UserError):
             raise
         raise damaged(folder, f"{MANIFEST} cannot be read ({error})") from None
+
+
+def _digest_of(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def map_columns(folder: Path, names: Iterable[str]) -> dict[str, NDArray[Any]]:

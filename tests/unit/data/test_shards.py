@@ -160,6 +160,9 @@ SPOIL: list[Callable[[Path], object]] = [
     lambda folder: (folder / "dataset.json").write_text("{}"),
     lambda folder: (folder / "dataset.json").write_text("[1"),
     lambda folder: (folder / "dataset.json").write_text(
+        (folder / "dataset.json").read_text().replace('"bee"', '"bed"')
+    ),
+    lambda folder: (folder / "dataset.json").write_text(
         (folder / "dataset.json").read_text().replace('"version": 1', '"version": 2')
     ),
 ]
