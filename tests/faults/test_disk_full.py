@@ -87,6 +87,7 @@ def test_a_disk_that_fills_up_costs_nothing_but_checkpoints(
     assert_same_run(whole, run_dir)
 
 
+@pytest.mark.slow
 def test_full_to_the_end_is_an_error_that_says_what_to_do(
     mount: Callable[[int], Path], whole: Path, run_root: Path, tmp_path: Path
 ) -> None:

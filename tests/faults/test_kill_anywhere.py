@@ -39,6 +39,7 @@ def run_suite(folder: Path, faults: list[Fault], *, epochs: int, real_torchrun: 
     return {fault.what for fault in hit}
 
 
+@pytest.mark.slow
 def test_a_kill_at_every_failpoint_changes_nothing(tmp_path: Path) -> None:
     """A kill at each, and a check that each was really hit."""
     faults = plan_faults(len(KILL_NAMES), nproc=2, seed=time.time_ns() % 10**6)

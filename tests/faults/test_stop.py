@@ -94,7 +94,7 @@ def test_a_signal_before_training_begins_ends_the_process(run_root: Path, tmp_pa
 @pytest.mark.parametrize(
     ("nproc", "is_ignored"),
     [
-        (2, True),
+        pytest.param(2, True, marks=pytest.mark.slow),
         pytest.param(2, False, marks=pytest.mark.slow),
         pytest.param(1, True, marks=pytest.mark.slow),
         (1, False),

@@ -45,12 +45,12 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+SLOW = ("resnet9", "resnet18", "resnet50_as_shipped")
+
+
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(n, marks=[pytest.mark.slow] if n in ("resnet9", "resnet18") else [])
-        for n in CONFIGS
-    ],
+    [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in CONFIGS],
 )
 def test_a_run_gives_the_golden_numbers(name: str, data_root: Path, tmp_path: Path) -> None:
     want, got = read(name), measure(name, data_root, tmp_path / "run")

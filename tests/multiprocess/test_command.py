@@ -79,6 +79,7 @@ def test_a_killed_rank_is_named_last(run_root: Path, tmp_path: Path) -> None:
     assert error.splitlines()[-1] == "error: rank 1 ended by signal SIGKILL"
 
 
+@pytest.mark.slow
 def test_plain_torchrun_shows_our_message(tmp_path: Path) -> None:
     ended = run(torchrun(2, [*TINY, f"data.root={tmp_path / 'nowhere'}"]))
     assert ended.returncode == 1  # torchrun's own, whatever the ranks return

@@ -25,7 +25,7 @@ from tests.launch import (
 SAVE_EVERY = "checkpoint.every_steps=4"
 
 
-@pytest.mark.parametrize("nproc", [2, 3, 4])
+@pytest.mark.parametrize("nproc", [2, 3, pytest.param(4, marks=pytest.mark.slow)])
 def test_the_number_of_ranks_does_not_change_the_curve(
     nproc: int, uninterrupted: Callable[[int, str], Path]
 ) -> None:
@@ -112,6 +112,7 @@ def test_accumulation_clipping_average_and_interval_resume_exactly(
     assert newest_checkpoint(whole)["average"] is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lars", "lamb"])
 def test_layerwise_optimizers_resume_exactly(name: str, run_root: Path, tmp_path: Path) -> None:
     settings = [f"optim.name={name}", "optim.lr=0.01", "optim.momentum=0.9", SAVE_EVERY]

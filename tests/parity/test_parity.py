@@ -140,6 +140,7 @@ def test_resnet50_is_theirs(case_of: Callable[[str], Case], parts: str) -> None:
     assert case.difference(case.by_command, theirs)[1] < ROUNDING_OF_FLOAT32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "recipe",
     [

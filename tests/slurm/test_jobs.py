@@ -207,6 +207,7 @@ def test_the_script_can_be_looked_at(slurm: Cluster, tmp_path: Path, run_root: P
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_the_same_job_without_slurm(tmp_path: Path, run_root: Path, slurm: Cluster) -> None:
     """--local: the same object, its notes and its table."""
     run_dir = tmp_path / "run"
