@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import timm
 from torch import nn
 
 
@@ -22,3 +23,9 @@ def small(num_classes: int) -> nn.Module:
 def none(num_classes: int) -> str:
     """No network."""
     return f"{num_classes} classes"
+
+
+def timm_with_dropout(num_classes: int) -> nn.Module:
+    """A network of timm's that draws random numbers in training."""
+    model: nn.Module = timm.create_model("resnet10t", num_classes=num_classes, drop_rate=0.3)
+    return model

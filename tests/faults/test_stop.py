@@ -95,9 +95,9 @@ def test_a_signal_before_training_begins_ends_the_process(run_root: Path, tmp_pa
     ("nproc", "is_ignored"),
     [
         pytest.param(2, True, marks=pytest.mark.slow),
-        pytest.param(2, False, marks=pytest.mark.slow),
+        (2, False),
         pytest.param(1, True, marks=pytest.mark.slow),
-        (1, False),
+        pytest.param(1, False, marks=pytest.mark.slow),
     ],
     ids=["nohup-2", "plain-2", "nohup-1", "plain-1"],
 )

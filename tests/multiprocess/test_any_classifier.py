@@ -18,7 +18,7 @@ KILLED = {"RESNET_DIST_FAILPOINT": "step.begin@9=kill"}
         ("tests.user_networks:small", 1),
         ("tests.user_networks:small", 2),
         pytest.param("torchvision:resnext50_32x4d", 2, marks=pytest.mark.slow),
-        pytest.param("timm:convnext_atto", 2, marks=pytest.mark.slow),
+        pytest.param("tests.user_networks:timm_with_dropout", 2, marks=pytest.mark.slow),
     ],
 )
 def test_killed_and_resumed_is_the_run(

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.launch import train
 
 
@@ -15,6 +17,7 @@ def evaluate(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_one_two_and_three_ranks(run_root: Path, tmp_path: Path) -> None:
     train(1, run_root, tmp_path / "run", "train.max_steps=6", "train.ema_decay=0.9")
     found = []

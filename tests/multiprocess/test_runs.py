@@ -36,7 +36,7 @@ def test_the_number_of_ranks_does_not_change_the_curve(
     assert final_many["val/loss"] == pytest.approx(final_one["val/loss"], rel=1e-3)
 
 
-@pytest.mark.parametrize("loader", ["torch", "dali"])
+@pytest.mark.parametrize("loader", ["torch", pytest.param("dali", marks=pytest.mark.slow)])
 def test_killed_with_sigkill_and_resumed_is_the_run(
     loader: str,
     uninterrupted: Callable[[int, str], Path],
