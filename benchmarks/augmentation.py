@@ -27,7 +27,7 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import InterpolationMode, v2
 
 from resnet_dist.data.augment import auto_augment, pixel_ops
-from resnet_dist.data.augment.auto_augment import Code
+from resnet_dist.data.augment.codes import Code
 from resnet_dist.data.batch import Operations
 
 NUM_IMAGES = 50

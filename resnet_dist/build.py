@@ -38,9 +38,9 @@ from resnet_dist.models.foreign import draws_random_numbers
 from resnet_dist.models.freeze import freeze
 from resnet_dist.models.head import find_head
 from resnet_dist.optim.build import build_optimizer
-from resnet_dist.optim.ema import ModelEma
+from resnet_dist.optim.ema import EmaSchedule, ModelEma
 from resnet_dist.optim.scaling import build_scaler
-from resnet_dist.optim.schedules import build_momentum_schedule, build_schedule
+from resnet_dist.optim.schedules import build_momentum_schedule, build_schedule, peak_lr
 from resnet_dist.performance.build import sync_build_step
 from resnet_dist.performance.wrap import first_synchronised
 from resnet_dist.run.folder import run_folder
@@ -64,7 +64,7 @@ def build_state(config: Config, datasets: Datasets, world: World) -> TrainState:
     average = ModelEma(model, decay) if decay is not None else None
     return TrainState(
         model=model,
-        optimizer=build_optimizer(config.optim, model, head=head),
+        optimizer=build_optimizer(config.optim, model, head=head, peak_lr=peak_lr(config)),
         scaler=build_scaler(
             world.device, precision=config.train.precision, loss_scale=config.train.loss_scale
         ),
@@ -141,11 +141,17 @@ def build_components(
         cadence=cadence,
         lr_of=build_schedule(
             config.schedule,
-            lr=config.optim.lr,
+            lr=peak_lr(config),
             steps_per_epoch=cadence.steps_per_epoch,
             num_steps=cadence.num_steps,
         ),
         momentum_of=build_momentum_schedule(config.schedule, num_steps=cadence.num_steps),
+        ema_decay_of=EmaSchedule(
+            decay=train.ema_decay or 0.0,
+            every_steps=train.ema_every_steps,
+            start_step=round(train.ema_start_epoch * cadence.steps_per_epoch),
+            ramp=train.ema_ramp,
+        ).decay_at,
         recorder=recorder,
         saver=saver,
         throughput=Throughput(world.device, global_batch_size=train.global_batch_size),
@@ -232,7 +238,6 @@ def cadence_of(config: Config, num_samples: int) -> Cadence:
         steps_per_epoch=steps_per_epoch,
         num_steps=num_steps,
         stop_step=min(num_steps, config.train.max_steps or num_steps),
-        ema_every_steps=config.train.ema_every_steps,
         log=config.log,
         eval=config.eval,
         checkpoint=config.checkpoint,

@@ -45,7 +45,6 @@ class Cadence:
     """Steps of all epochs."""
     stop_step: int
     """The last step to do now."""
-    ema_every_steps: int
     log: LogConfig
     eval: EvalConfig
     checkpoint: CheckpointConfig
@@ -55,13 +54,13 @@ class Cadence:
         """Every `log.every_steps`, and at the end of each epoch."""
         return step % self.log.every_steps == 0 or step % self.steps_per_epoch == 0
 
-    def averages(self, step: int) -> bool:
-        """Every `train.ema_every_steps`."""
-        return step % self.ema_every_steps == 0
-
     def evaluates(self, step: int) -> bool:
-        """Every `eval.every_epochs`, and after the last step."""
-        return self._ends_epochs(step, self.eval.every_epochs)
+        """Every `eval.every_epochs` from `eval.first_epoch` on, and after the last step."""
+        every = self.eval.every_epochs
+        first = every if self.eval.first_epoch is None else self.eval.first_epoch
+        since_first = step - first * self.steps_per_epoch
+        is_due = since_first >= 0 and since_first % (every * self.steps_per_epoch) == 0
+        return is_due or step == self.num_steps
 
     def saves(self, step: int) -> bool:
         """Every `checkpoint.every_steps`, every `checkpoint.every_epochs`, and at the end."""
@@ -94,6 +93,8 @@ class Components:
     cadence: Cadence
     lr_of: Callable[[int], float]
     momentum_of: Callable[[int], float] | None
+    ema_decay_of: Callable[[int], float | None]
+    """Decay of the moving average after so many steps; None: no update."""
     recorder: Recorder
     saver: Saver
     throughput: Throughput
@@ -127,8 +128,8 @@ def fit(state: TrainState, use: Components) -> Outcome:
             state.step += 1
             use.throughput.count_step()
             use.recorder.advance(state.step)
-            if state.average is not None and due.averages(state.step):
-                state.average.update(state.model)
+            if state.average is not None:
+                _average(state, use.ema_decay_of)
 
             if due.logs(state.step) and _sync_log(state, use, lr, grad_norm):
                 outcome = Outcome.DIVERGED
@@ -157,6 +158,13 @@ def fit(state: TrainState, use: Components) -> Outcome:
         # After the save, so that a run that is resumed there records the whole interval.
         _sync_log(state, use, lr, grad_norm, is_partial=True)
     return outcome
+
+
+def _average(state: TrainState, decay_of: Callable[[int], float | None]) -> None:
+    """Update the moving average if that is due."""
+    decay = decay_of(state.step)
+    if state.average is not None and decay is not None:
+        state.average.update(state.model, decay)
 
 
 def _take_step(state: TrainState, use: Components, batches: Iterator[Batch]) -> torch.Tensor:

@@ -8,6 +8,7 @@ state, so there is none to save and none to lose.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
@@ -27,6 +28,11 @@ class Stream(IntEnum):
     MIX = 16
     ERASE = 17
     OPERATIONS = 18
+    SPREAD = 19
+    LIGHTING = 20
+    AUGMIX = 21
+    DROP_PATH = 22
+    COLOUT = 23
     SHARDS = 32
     BLOCKS = 33
     BLOCK_SPREAD = 34
@@ -54,6 +60,31 @@ def random_words(
 def to_uniform(words: NDArray[np.uint64]) -> NDArray[np.float64]:
     """Map 64-bit words to float64 in [0, 1) with 53 random bits."""
     return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Random numbers for the positions [start, start + count) of an epoch, from any stream."""
+
+    seed: int
+    epoch: int
+    start: int
+    count: int
+
+    def uniform(self, stream: Stream, words: int) -> NDArray[np.float64]:
+        """`[count, words]` in [0, 1); `words` is a multiple of 4."""
+        drawn = random_words(
+            self.seed, stream, self.epoch, start=self.start, count=self.count, words=words
+        )
+        return to_uniform(drawn)
+
+    def normal(self, stream: Stream, numbers: int) -> NDArray[np.float64]:
+        """`[count, numbers]` of mean 0 and deviation 1 (Box and Muller 1958), in multiples of
+        2**-16: the same with every version of log and cos."""
+        blocks = -(-2 * numbers // WORDS_PER_BLOCK)
+        uniform = self.uniform(stream, WORDS_PER_BLOCK * blocks)[:, : 2 * numbers]
+        radius = np.sqrt(-2.0 * np.log1p(-uniform[:, ::2]))
+        return np.rint(radius * np.cos(2.0 * np.pi * uniform[:, 1::2]) * 2.0**16) * 2.0**-16
 
 
 def permutation(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -19,6 +19,8 @@ from resnet_dist.config import LossConfig
 from resnet_dist.data.batch import Batch
 from resnet_dist.faults.non_finite import NonFiniteGuard
 from resnet_dist.loss import loss_sum, main_labels
+from resnet_dist.models.statistics import kept_statistics
+from resnet_dist.optim.sam import Sharpness
 
 AUTOCAST_DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """Autocast type of each `train.precision`; None: none."""
@@ -71,6 +73,8 @@ class EagerStep:
     settings: StepSettings
     on_logits: OnLogits
     guard: NonFiniteGuard
+    sharpness: Sharpness | None = None
+    """Sharpness-aware minimisation; None: none."""
     seed_forward: Callable[[int], None] | None = None
     """Seeds torch's generators for a step, by its number: for networks that draw random numbers."""
 
@@ -84,22 +88,36 @@ class EagerStep:
         if self.seed_forward is not None:
             assert isinstance(step, int)
             self.seed_forward(step)
-        self.add_gradients(batches)
+        self.guard.begin()
+        if self.sharpness is not None and isinstance(step, int) and self.sharpness.is_due(step):
+            held = [_own(next(batches)) for _ in range(self.settings.accumulation_steps)]
+            self.add_gradients(iter(held))
+            with self.sharpness.uphill(self._parameters), kept_statistics(self.network):
+                self.add_gradients(iter(held), is_counted=False)
+        else:
+            self.add_gradients(batches)
         return self.update(step=step)
 
-    def add_gradients(self, batches: Iterator[Batch]) -> None:
-        """The forward and backward passes of a step's micro-batches."""
-        self.guard.begin()
+    def add_gradients(self, batches: Iterator[Batch], *, is_counted: bool = True) -> None:
+        """The forward and backward passes of a step's micro-batches. `is_counted`: tell
+        `on_logits`."""
         for micro_batch in range(self.settings.accumulation_steps):
             batch = next(batches)
             is_last = micro_batch == self.settings.accumulation_steps - 1
             with _gradient_sync(self.network, is_last):
                 with autocast(batch.images.device, self.settings.autocast_dtype):
-                    logits = self.network(batch.images)
+                    logits = self._forward(batch)
                 loss = self.loss_of(logits, batch)
                 checked = self.guard.check_loss(loss)
                 self.scaler.scale(checked * self.settings.gradient_scale).backward()  # type: ignore[no-untyped-call]
-            self.on_logits(loss.detach(), logits.detach(), main_labels(batch))
+            if is_counted:
+                self.on_logits(loss.detach(), logits.detach(), main_labels(batch))
+
+    def _forward(self, batch: Batch) -> torch.Tensor:
+        """`[n, classes]` logits."""
+        if batch.kept is None:
+            return self.network(batch.images)  # type: ignore[no-any-return]
+        return self.network(batch.images, batch.kept)  # type: ignore[no-any-return]
 
     def loss_of(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
         """The loss summed over the micro-batch, float32 scalar."""
@@ -116,6 +134,11 @@ class EagerStep:
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+def _own(batch: Batch) -> Batch:
+    """With images in memory of its own: a loader may use its memory again."""
+    return replace(batch, images=batch.images.clone())
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:

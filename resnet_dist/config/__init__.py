@@ -110,6 +110,22 @@ class Config:
             f"does not go with model.name={self.model.name}, which may draw random numbers",
             "set performance.preset=plain",
         )
+        rules.require(
+            self.train.sam_rho is None
+            or not any(map(self.performance.may_use, ("cuda_graph", "fused_norm"))),
+            "train.sam_rho",
+            self.train.sam_rho,
+            "does not go with performance.cuda_graph or fused_norm",
+            "set performance.preset=plain",
+        )
+        rules.require(
+            not self.performance.recompute
+            or not (self.model.is_foreign or self.model.name == "resnet9"),
+            "performance.recompute",
+            True,
+            f"does not go with model.name={self.model.name}, which has no blocks of this package",
+            "leave it out, or lower train.max_micro_batch_size",
+        )
         channels = 1 if self.data.grayscale else 3
         rules.require(
             self.model.in_channels == channels,

@@ -28,19 +28,28 @@ class AugmentConfig:
     """Padding of `pad_reflect` on each side, pixels."""
     flip_probability: float = setting(0.5, ge=0, le=1, hint="0.5 is the standard")
     """Probability of a horizontal flip."""
-    auto_augment: Literal["none", "ra", "ta_wide", "imagenet"] = "none"
+    auto_augment: Literal["none", "ra", "ra_timm", "ta_wide", "imagenet", "augmix"] = "none"
     """torchvision's --auto-augment: ra: RandAugment (Cubuk et al. 2019); ta_wide:
     TrivialAugmentWide (Mueller and Hutter 2021); imagenet: AutoAugment's policy for ImageNet (Cubuk
-    et al. 2018). Bilinear, what comes in at the borders is black."""
+    et al. 2018); augmix: AugMix (Hendrycks et al. 2019) with torchvision's defaults. ra_timm:
+    timm's RandAugment (its rand-m7-mstd0.5-inc1, say). Bilinear; what comes in at the borders is
+    black, with ra_timm the colour `data.mean`."""
     ra_num_ops: int = setting(2, ge=1, hint="2 is usual")
     """RandAugment: operations per image."""
-    ra_magnitude: int = setting(9, ge=0, le=30, hint="9 is torchvision's default")
-    """RandAugment: strength, 0 to 30."""
+    ra_magnitude: float = setting(9.0, ge=0, le=30, hint="9 is torchvision's default")
+    """RandAugment: strength; for ra a whole number, 0 to 30, for ra_timm 0 to 10."""
+    ra_magnitude_std: float = setting(0.0, ge=0, le=100, hint="0.5 is usual")
+    """ra_timm: deviation of the strength from image to image (timm's mstd)."""
+    ra_probability: float = setting(0.5, ge=0, le=1, hint="0.5 is timm's")
+    """ra_timm: probability of each operation (timm's p)."""
     color_jitter: tuple[float, float, float, float] = setting(
         (0.0, 0.0, 0.0, 0.0), ge=0, hint="[0.4, 0.4, 0.4, 0] is usual"
     )
     """Brightness, contrast, saturation, hue, as in torchvision's ColorJitter, in random order. The
     hue is at most 0.5."""
+    lighting: float = setting(0.0, ge=0, le=10, hint="0.1 is usual")
+    """Deviation of the noise along the principal components of ImageNet's colours (Krizhevsky et
+    al. 2012; MXNet's --max-random-pca-noise). 0: none."""
     erase_probability: float = setting(0.0, ge=0, le=1, hint="0.1 is torchvision's recipe")
     """Probability of random erasing (Zhong et al. 2017); the rectangle becomes 0 after
     normalisation, the mean colour, as in torchvision's references."""
@@ -63,6 +72,9 @@ class AugmentConfig:
     """pair: every pair has its own lam and box; batch: one for the whole global batch. The
     published recipes sample once per GPU, which would make the world size part of the
     mathematics."""
+    colout: float = setting(0.0, ge=0, lt=1, hint="0.05 and 0.15 are usual")
+    """ColOut (Composer): leave out this share of the rows and of the columns, chosen again for each
+    global batch, so that images become smaller. 0: none."""
     ra_reps: int = setting(1, ge=1, hint="1 turns it off")
     """Repeated augmentation (Hoffer et al. 2019; torchvision's --ra-reps): how often each chosen
     sample occurs in an epoch, augmented differently each time. The epoch keeps its length, so it
@@ -99,6 +111,20 @@ class AugmentConfig:
             "[0.4, 0.4, 0.4, 0] is usual",
         )
         rules.require(
+            self.auto_augment != "ra" or self.ra_magnitude == int(self.ra_magnitude),
+            "augment.ra_magnitude",
+            self.ra_magnitude,
+            "must be a whole number for augment.auto_augment=ra",
+            "9 is torchvision's default",
+        )
+        rules.require(
+            self.auto_augment != "ra_timm" or self.ra_magnitude <= 10,
+            "augment.ra_magnitude",
+            self.ra_magnitude,
+            "must be at most 10 for augment.auto_augment=ra_timm",
+            "6, 7 and 9 are usual",
+        )
+        rules.require(
             self.progressive_start_size is None or self.progressive_epochs[1] > 0,
             "augment.progressive_epochs",
             self.progressive_epochs,
@@ -115,7 +141,7 @@ class AugmentConfig:
     @property
     def has_operations(self) -> bool:
         """Whether uint8 images are changed after the flip."""
-        return self.auto_augment != "none" or any(self.color_jitter)
+        return self.auto_augment != "none" or any(self.color_jitter) or self.lighting > 0
 
     def check_sizes(self, rules: Rules, *, train_size: int, loader: str) -> None:
         """Add the rules that tie this section to section `data`."""

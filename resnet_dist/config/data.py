@@ -73,6 +73,12 @@ class DataConfig:
     )
     """Most that is kept there of each split, GiB: its first shards."""
 
+    @property
+    def mean_colour(self) -> tuple[int, int, int]:
+        """`mean` on a scale of 0 to 255."""
+        red, green, blue = (min(max(round(255 * value), 0), 255) for value in self.mean)
+        return red, green, blue
+
     def __post_init__(self) -> None:
         rules = check_section(self, "data")
         rules.require(

@@ -9,7 +9,16 @@ from typing import Literal
 
 from resnet_dist.config.setting import check_section, setting
 
-MODEL_NAMES = ("resnet9", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+DEPTHS = {
+    "resnet18": (2, 2, 2, 2),
+    "resnet34": (3, 4, 6, 3),
+    "resnet50": (3, 4, 6, 3),
+    "resnet101": (3, 4, 23, 3),
+    "resnet152": (3, 8, 36, 3),
+}
+"""Blocks in each stage of a ResNet."""
+
+MODEL_NAMES = ("resnet9", *DEPTHS)
 """The keys of `resnet_dist.models.build.MODELS`, known without importing torch."""
 
 FREEZES = ("none", "bn", "stage1", "stage2", "stage3", "stage4", "backbone")
@@ -57,8 +66,19 @@ class ModelConfig:
     fc_init: Literal["torch", "normal", "xavier", "uniform_fan_in"] = setting("torch")
     """Initial weights of the last layer. normal: standard deviation 0.01 (Goyal et al. 2017);
     uniform_fan_in: Paddle's, within 1/sqrt(inputs). All but torch start its bias at 0."""
+    fc_bias: Literal["auto", "minus_log_classes"] = setting("auto")
+    """Initial bias of the last layer. minus_log_classes: -log(number of classes), for
+    binary_cross_entropy (Composer); auto: as `fc_init` says."""
+    gamma_init: Literal["one", "uniform"] = setting("one")
+    """Initial scales of batch norm. uniform: between 0 and 1 (Composer)."""
+    blur_pool: Literal["none", "conv", "conv_maxpool"] = setting("none")
+    """Blur before striding (Zhang 2019, arXiv:1904.11486): conv: in convolutions with a stride and
+    at least 16 input channels (ffcv); conv_maxpool: also in the max-pool (Composer)."""
     zero_init_last_gamma: bool = setting(True)
     """Start every residual branch at zero (Goyal et al. 2017, section 5.1)."""
+    stochastic_depth: float = setting(0.0, ge=0, lt=1, hint="0.05 and 0.1 are usual")
+    """Probability that the last block is left out for an image in training; it rises linearly from
+    0 at the first block (Huang et al. 2016, arXiv:1603.09382; timm's --drop-path). 0: none."""
     batch_norm_momentum: float = setting(0.1, ge=0, le=1, hint="0.1 is usual")
     """Weight of the newest batch in the running statistics (PyTorch's convention)."""
     batch_norm_eps: float = setting(1e-5, gt=0, hint="1e-5 is usual")
@@ -98,7 +118,12 @@ class ModelConfig:
             "must be even for model.stem=d, whose first two convolutions have half of it",
             "64 is standard",
         )
-        for name, standard in (("stem", "standard"), ("stride", "v1.5")):
+        for name, standard in (
+            ("stem", "standard"),
+            ("stride", "v1.5"),
+            ("stochastic_depth", 0.0),
+            ("blur_pool", "none"),
+        ):
             value = getattr(self, name)
             rules.require(
                 self.name != "resnet9" or value == standard,
@@ -113,6 +138,7 @@ class ModelConfig:
     def is_standard(self) -> bool:
         """Whether the fused kernels know the network: ours, all of it trained, no odd layers."""
         is_odd = self.conv_bias or not self.shortcut_norm or self.in_channels != 3
+        is_odd = is_odd or self.stochastic_depth > 0 or self.blur_pool != "none"
         return not self.is_foreign and self.freeze == "none" and not is_odd
 
     @property
@@ -129,6 +155,10 @@ _OURS_ONLY = {
     "shortcut_norm": True,
     "init": "auto",
     "fc_init": "torch",
+    "stochastic_depth": 0.0,
+    "fc_bias": "auto",
+    "gamma_init": "one",
+    "blur_pool": "none",
 }
 """Settings that describe our networks, with their defaults."""
 

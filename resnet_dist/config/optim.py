@@ -12,25 +12,32 @@ from resnet_dist.config.setting import check_section, setting
 class OptimConfig:
     """The optimizer."""
 
-    name: Literal["sgd", "adam", "adamw", "lars", "lamb"] = setting("sgd")
-    """sgd couples weight decay to the gradient, and so does adam; adamw decouples it. lars and lamb
-    are sgd and adamw with a learning rate of its own for each layer, for large batches."""
+    name: Literal["sgd", "sgdw", "adam", "adamw", "lars", "lamb"] = setting("sgd")
+    """sgd couples weight decay to the gradient, and so does adam; sgdw and adamw decouple it. lars
+    and lamb are sgd and adamw with a learning rate of its own for each layer, for large batches."""
     lr: float = setting(0.1, gt=0, hint="0.1 per 256 is usual")
     """Peak learning rate for `train.global_batch_size`."""
+    lr_batch_size: int | None = setting(None, ge=1, hint="256 is usual, or leave it out")
+    """Global batch size that `optim.lr` is for; the rate is scaled to `train.global_batch_size` in
+    proportion (Goyal et al. 2017). null: it is for `train.global_batch_size`."""
     head_lr_factor: float = setting(1.0, gt=0, hint="1, or 10 for fine-tuning")
     """Learning rate of the last layer, as a multiple of the others' (fine-tuning: 10)."""
     momentum: float = setting(0.9, ge=0, lt=1, hint="0.9 is usual")
-    """Momentum of sgd and lars."""
+    """Momentum of sgd, sgdw and lars."""
     nesterov: bool = setting(False)
-    """Nesterov's momentum; sgd only."""
+    """Nesterov's momentum; sgd and sgdw only."""
     betas: tuple[float, float] = setting((0.9, 0.999), ge=0, lt=1, hint="[0.9, 0.999] is usual")
     """Decay rates of the two moments; adam, adamw and lamb only."""
     eps: float = setting(1e-8, ge=0, hint="1e-8 is usual")
     """Added to the root of the second moment; adam, adamw and lamb only."""
     trust_coefficient: float = setting(0.001, gt=0, hint="0.001 is usual")
     """lars only: a layer's update as a share of its weights, by norm, at learning rate 1."""
+    momentum_correction: bool = setting(False)
+    """lars only: a new learning rate also applies to what the momentum holds (MXNet's and timm's
+    LARS). false: to new gradients only (MLPerf's reference in TensorFlow)."""
     weight_decay: float = setting(1e-4, ge=0, hint="0 turns it off")
-    """Weight decay of convolution and linear weights."""
+    """Weight decay of convolution and linear weights. With sgdw weights shrink by this share at the
+    peak of the schedule, whatever the learning rate."""
     decay_norm_and_bias: bool = setting(False)
     """Also decay batch norm's parameters and biases (torchvision's first recipes did)."""
 
@@ -51,6 +58,13 @@ class OptimConfig:
             "5e-5 is usual, or set optim.name=sgd",
         )
         rules.require(
+            self.name == "lars" or not self.momentum_correction,
+            "optim.momentum_correction",
+            self.momentum_correction,
+            f"does not go with optim.name={self.name}",
+            "leave it out, or set optim.name=lars",
+        )
+        rules.require(
             not self.nesterov or self.momentum != 0,
             "optim.nesterov",
             self.nesterov,
@@ -64,14 +78,16 @@ class OptimConfig:
 class ScheduleConfig:
     """The learning rate as a function of the step."""
 
-    name: Literal["cosine", "step", "polynomial", "one_cycle", "constant"] = setting("cosine")
-    """The shape after the warm-up."""
+    name: Literal["cosine", "step", "polynomial", "triangular", "one_cycle", "constant"] = setting(
+        "cosine"
+    )
+    """The shape after the warm-up. triangular: straight down to `final_lr` (ffcv)."""
     warmup_epochs: float = setting(0.0, ge=0, hint="0 turns the warm-up off")
     """Length of the linear warm-up, epochs (fractions allowed). Not for one_cycle."""
     warmup_start_factor: float = setting(0.0, ge=0, hint="0.01 is torchvision's")
     """Learning rate at step 0 as a share of the peak."""
     final_lr: float = setting(0.0, ge=0, hint="0 is usual")
-    """Learning rate after the last step (cosine, polynomial)."""
+    """Learning rate after the last step (cosine, polynomial, triangular)."""
     milestones: tuple[float, ...] = setting((30.0, 60.0, 80.0), ge=0, hint="[30, 60, 80]")
     """Epochs at which the step schedule multiplies by `step_factor`."""
     step_factor: float = setting(0.1, gt=0, hint="0.1 is usual")

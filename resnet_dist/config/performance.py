@@ -68,6 +68,9 @@ class PerformanceConfig:
     ] = setting("default", free=True)
     """Mode of torch.compile (with performance.compile). reduce-overhead and max-autotune make CUDA
     graphs of their own, so they exclude performance.cuda_graph."""
+    recompute: bool = setting(False, free=True)
+    """Compute the inside of each residual block a second time in the backward pass instead of
+    holding it: larger batches fit, and a step takes about a third longer. The same bits."""
     num_threads: int | None = setting(None, ge=1, hint="leave it out for the default", free=True)
     """CPU threads of each rank's tensor operations. null: cores / ranks of the node (1 for networks
     narrower than 16 channels)."""
@@ -83,6 +86,13 @@ class PerformanceConfig:
             True,
             "excludes performance.compile",
             "the compiler fuses batch norm in its own way: choose one",
+        )
+        rules.require(
+            not self.recompute or not (compiles or self.may_use("fused_norm")),
+            "performance.recompute",
+            True,
+            "does not go with performance.compile or fused_norm",
+            "set performance.preset=plain",
         )
         rules.require(
             compiles or self.compile_mode == "default",
@@ -112,7 +122,8 @@ class PerformanceConfig:
     def is_open(self) -> bool:
         """Whether how a step is executed is left to what was measured."""
         parts = [getattr(self, field.name) for field in fields(Speed) if field.type == "bool"]
-        return self.preset == "auto" and parts == [None] * len(parts)
+        is_free = parts == [None] * len(parts) and not self.recompute
+        return self.preset == "auto" and is_free
 
     @property
     def _named(self) -> str:

@@ -44,6 +44,9 @@ class EvalConfig:
     """Samples of one forward pass in evaluation. Whole batches go to the ranks in turn."""
     every_epochs: int = setting(1, ge=1, hint="give a count > 0", free=True)
     """Epochs between evaluations; the last epoch is always evaluated."""
+    first_epoch: int | None = setting(None, ge=1, hint="leave it out for every_epochs", free=True)
+    """Epochs done at the first evaluation, from which every_epochs counts: MLPerf's period 4 and
+    offset 2 (of epochs counted from 0) are every_epochs=4 and first_epoch=3. null: every_epochs."""
     at_start: bool = setting(False, free=True)
     """Also evaluate before the first step: the first point of the curve."""
     flip: bool = setting(False)

@@ -41,10 +41,23 @@ class TrainConfig:
     """Largest L2 norm of the whole gradient."""
     clip_grad_value: float | None = setting(None, gt=0, hint="null turns clipping off")
     """Largest absolute value of a gradient element."""
+    sam_rho: float | None = setting(None, gt=0, hint="0.05 and 0.5 are usual")
+    """Sharpness-aware minimisation (Foret et al. 2020): take the gradient this far uphill, by L2
+    norm over all weights. Such a step costs two. null: off."""
+    sam_every_steps: int = setting(1, ge=1, hint="10 is Composer's")
+    """Steps between those that do; the others are usual ones."""
+    sync_batch_norm_ranks: int | None = setting(None, ge=2, hint="leave it out for all ranks")
+    """Batch statistics over groups of so many ranks instead (MLPerf's large batches). The number of
+    ranks is then part of the mathematics. null: over all."""
     ema_decay: float | None = setting(None, gt=0, lt=1, hint="null turns the average off")
     """Decay of an exponential moving average of the weights, evaluated too. null: none is kept."""
     ema_every_steps: int = setting(1, ge=1, hint="give a count > 0")
     """Steps between updates of the moving average."""
+    ema_start_epoch: float = setting(0.0, ge=0, hint="0 averages from the start")
+    """Until this epoch the moving average is a copy of the weights (torchvision's references:
+    until the end of the warm-up)."""
+    ema_ramp: bool = setting(False)
+    """Lower the decay at first: after n updates it is at most (1 + n) / (10 + n)."""
 
     def __post_init__(self) -> None:
         rules = check_section(self, "train")
@@ -54,6 +67,21 @@ class TrainConfig:
             self.clip_grad_norm,
             "excludes train.clip_grad_value",
             "set one of the two to null",
+        )
+        for name, value in (("start_epoch", self.ema_start_epoch), ("ramp", self.ema_ramp)):
+            rules.require(
+                self.ema_decay is not None or not value,
+                f"train.ema_{name}",
+                value,
+                "needs train.ema_decay",
+                "leave it out, or set train.ema_decay=0.9999",
+            )
+        rules.require(
+            self.sync_batch_norm or self.sync_batch_norm_ranks is None,
+            "train.sync_batch_norm_ranks",
+            self.sync_batch_norm_ranks,
+            "needs train.sync_batch_norm=true",
+            "leave it out",
         )
         rules.require(
             self.loss_scale is None or self.precision == "float16",

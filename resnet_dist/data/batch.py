@@ -57,9 +57,14 @@ class Operations:
     """Operations on uint8 images, k for each of n, one after the other."""
 
     codes: NDArray[np.int8]
-    """`[n, k]` values of `resnet_dist.data.augment.auto_augment.Code`."""
+    """`[n, k]` values of `resnet_dist.data.augment.codes.Code`."""
     magnitudes: NDArray[np.float64]
     """`[n, k]` what torchvision's functional of that operation takes."""
+    fill: tuple[int, int, int] = (0, 0, 0)
+    """The colour that comes in at the borders."""
+    chains: NDArray[np.float32] | None = None
+    """AugMix: `[n, 4]` weights of the image and of three chains, which are the first nine
+    operations. Those after them are done to the mixture. None: all are one after the other."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +121,10 @@ class BatchSpec:
     """`[n, 4]` top, left, height, width of the erased rectangle, zeros where there is none."""
     mix: Mix | None = None
     """None: nothing is mixed, and all rows are the micro-batch's own."""
+    kept: NDArray[np.float32] | None = None
+    """`[n, blocks]` as `Batch.kept`, of all rows."""
+    lines: NDArray[np.int64] | None = None
+    """ColOut: `[n, 2, kept]` rows and columns of each image that are kept. None: all."""
 
     @property
     def own(self) -> slice:
@@ -143,10 +152,14 @@ class Batch:
     step: int
     """Training step, or number of the evaluation batch."""
     images: torch.Tensor
-    """`[n, 3, size, size]` float32, normalised, channels-last memory format."""
+    """`[n, 3, size, size]` float32, normalised, channels-last memory format; smaller with
+    ColOut."""
     labels: torch.Tensor
     """`[n]` int64"""
     sample_ids: NDArray[np.int64]
     """`[n]` positions in the index, on the host."""
     mixed: MixedLabels | None = None
     """None: every image has one label."""
+    kept: torch.Tensor | None = None
+    """Stochastic depth: `[n, blocks]` float32, what the residual branch of each block is multiplied
+    by: 0, or 1 / (1 - probability of 0). None: there is none."""

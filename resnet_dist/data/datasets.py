@@ -17,7 +17,7 @@ from resnet_dist.data.index.synthetic import SYNTHETIC_TRAIN, SYNTHETIC_VAL, Syn
 from resnet_dist.data.loaders.choice import choose_loader
 from resnet_dist.data.order import SampleOrder
 from resnet_dist.data.quickstart.dataset import ensure_shapes
-from resnet_dist.data.specs import TrainSpecs
+from resnet_dist.data.specs import TrainSpecs, drop_rates
 from resnet_dist.errors import UserError
 from resnet_dist.world import World, sync_attempt
 
@@ -36,12 +36,19 @@ class Datasets:
     num_classes: int
     """Outputs of the model: `model.num_classes`, or the number of the data's classes."""
     is_embedded: bool
+    drop_rates: tuple[float, ...] = ()
+    """Stochastic depth is drawn for each sample, like augmentation."""
 
     @property
     def train_specs(self) -> TrainSpecs:
         """What is done to the samples of a training step."""
         return TrainSpecs(
-            self.data, self.augment, self.train, self.order.seed, self.order.global_batch_size
+            self.data,
+            self.augment,
+            self.train,
+            self.order.seed,
+            self.order.global_batch_size,
+            self.drop_rates,
         )
 
 
@@ -126,4 +133,13 @@ def _resolve(
         blocks=blocks_of(data, train) if isinstance(train, Index) else None,
     )
     is_embedded = isinstance(train, Index) and config.data.root is None
-    return Datasets(data, config.augment, train, val, order, num_classes, is_embedded)
+    return Datasets(
+        data,
+        config.augment,
+        train,
+        val,
+        order,
+        num_classes,
+        is_embedded,
+        drop_rates(config.model),
+    )

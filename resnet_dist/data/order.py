@@ -152,12 +152,18 @@ def _optional_parts(spec: BatchSpec) -> Iterator[tuple[str, NDArray[np.generic]]
     if spec.operations is not None:
         yield "codes", spec.operations.codes
         yield "magnitudes", spec.operations.magnitudes
+        if spec.operations.chains is not None:
+            yield "chains", spec.operations.chains
     if spec.erased is not None:
         yield "erased", spec.erased
     if spec.mix is not None:
         yield "shares", spec.mix.lams
         yield "boxes", spec.mix.boxes
         yield "is_cut", spec.mix.is_cut
+    if spec.kept is not None:
+        yield "kept", spec.kept
+    if spec.lines is not None:
+        yield "lines", spec.lines
 
 
 def num_eval_batches(num_samples: int, batch_size: int) -> int:

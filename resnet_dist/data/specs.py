@@ -11,11 +11,22 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_dist.config import AugmentConfig, DataConfig
+from resnet_dist import rng
+from resnet_dist.config import AugmentConfig, DataConfig, ModelConfig
+from resnet_dist.config.model import DEPTHS
 from resnet_dist.data.augment import auto_augment, crop, erasing, mixing, progressive
+from resnet_dist.data.augment.colout import sample_lines
 from resnet_dist.data.batch import BatchSlice, BatchSpec
 from resnet_dist.data.micro_batches import BatchSplit
 from resnet_dist.data.order import SampleOrder, digest_of_spec
+
+
+def drop_rates(model: ModelConfig) -> tuple[float, ...]:
+    """The probability that each block is left out; empty without stochastic depth."""
+    if not model.stochastic_depth:
+        return ()
+    blocks = sum(DEPTHS[model.name])
+    return tuple(model.stochastic_depth * block / (blocks - 1) for block in range(blocks))
 
 
 class SampleTable(Protocol):
@@ -67,6 +78,10 @@ class Specs(Protocol):
         """Side of an epoch's images, pixels."""
         ...
 
+    def kept_paths(self, batch: BatchSlice) -> NDArray[np.float32] | None:
+        """Stochastic depth: `[n, blocks]`, see `Batch.kept`."""
+        ...
+
     def __call__(self, batch: BatchSlice) -> BatchSpec:
         """What is done to the samples of a micro-batch."""
         ...
@@ -81,6 +96,8 @@ class TrainSpecs:
     table: SampleTable
     seed: int
     global_batch_size: int
+    drop_rates: tuple[float, ...] = ()
+    """How often stochastic depth leaves out each block of the network."""
     side_setting: str = "train_size"
 
     @property
@@ -111,11 +128,12 @@ class TrainSpecs:
         where = {"seed": self.seed, "epoch": batch.epoch}
         start = batch.start + batch.low
         crops = crop.sample_crops(augment, sizes, start=start, **where)
-        mix = None
+        mix, number = None, batch.start // self.global_batch_size
+        lines = sample_lines(augment.colout, batch=number, size=size, **where)
         if augment.is_mixing:
             mix = mixing.sample_mix(
                 augment,
-                batch=batch.start // self.global_batch_size,
+                batch=number,
                 bounds=batch.bounds,
                 global_batch_size=self.global_batch_size,
                 size=size,
@@ -131,10 +149,24 @@ class TrainSpecs:
             crop_offsets=crops.offsets,
             flips=crops.flips,
             size=size,
-            operations=auto_augment.sample_operations(augment, n, start=start, size=size, **where),
+            operations=auto_augment.sample_operations(
+                augment, n, start=start, size=size, mean=self.data.mean_colour, **where
+            ),
             erased=erasing.sample_erased_boxes(augment, n, start=start, size=size, **where),
             mix=mix,
+            kept=self.kept_paths(batch),
+            lines=None if lines is None else np.broadcast_to(lines, (n, *lines.shape)),
         )
+
+    def kept_paths(self, batch: BatchSlice) -> NDArray[np.float32] | None:
+        """Stochastic depth: `[n, blocks]`, see `Batch.kept`."""
+        if not self.drop_rates:
+            return None
+        blocks, rates = len(self.drop_rates), np.asarray(self.drop_rates)
+        draw = rng.Draw(self.seed, batch.epoch, batch.start + batch.low, len(batch))
+        words = rng.WORDS_PER_BLOCK * -(-blocks // rng.WORDS_PER_BLOCK)
+        uniform = draw.uniform(rng.Stream.DROP_PATH, words)[:, :blocks]
+        return np.where(uniform < rates, 0.0, 1.0 / (1.0 - rates)).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -161,6 +193,10 @@ class EvalSpecs:
         """Always the same."""
         del epoch
         return self.data.eval_size
+
+    def kept_paths(self, batch: BatchSlice) -> None:
+        """An evaluation leaves nothing out."""
+        del batch
 
     def __call__(self, batch: BatchSlice) -> BatchSpec:
         """Resize and centre crop."""

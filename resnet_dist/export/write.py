@@ -157,6 +157,7 @@ def _peer(what: Export, program: str) -> nn.Module:
             config.width == 64
             and config.shortcut_norm
             and not config.conv_bias
+            and config.blur_pool == "none"
             and name != "resnet9"
             and (config.stride == "v1.5" or name in ("resnet18", "resnet34"))
             and config.stem in ({"standard"} if program == "torchvision" else {"standard", "d"})
@@ -165,8 +166,8 @@ def _peer(what: Export, program: str) -> nn.Module:
         if not is_theirs:
             raise UserError(
                 f"--format ({program}): has no network like this one ({name}, width "
-                f"{config.width}, stem {config.stem}, stride {config.stride}); take safetensors, "
-                f"onnx, torchscript or torch_export"
+                f"{config.width}, stem {config.stem}, stride {config.stride}, blur_pool "
+                f"{config.blur_pool}); take safetensors, onnx, torchscript or torch_export"
             )
         peer = f"{program}:{name}{'d' if config.stem == 'd' else ''}"
     wanted = ModelConfig(name=peer, in_channels=config.in_channels)

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from resnet_dist.config import ModelConfig
+from resnet_dist.config.model import DEPTHS
 from resnet_dist.models.foreign import build_foreign
 from resnet_dist.models.resnet import BasicBlock, Block, Bottleneck, ResNet
 from resnet_dist.models.resnet9 import ResNet9
@@ -32,20 +33,16 @@ def _resnet9(config: ModelConfig, num_classes: int) -> nn.Module:
     return ResNet9(config=config, num_classes=num_classes)
 
 
-DEPTHS: dict[str, tuple[bool, tuple[int, int, int, int]]] = {
-    "resnet18": (False, (2, 2, 2, 2)),
-    "resnet34": (False, (3, 4, 6, 3)),
-    "resnet50": (True, (3, 4, 6, 3)),
-    "resnet101": (True, (3, 4, 23, 3)),
-    "resnet152": (True, (3, 8, 36, 3)),
-}
-"""Whether a ResNet has bottlenecks, and the number of blocks in each stage."""
+def block_of(name: str) -> Block:
+    """What the stages of a ResNet are made of."""
+    return BasicBlock if name in ("resnet18", "resnet34") else Bottleneck
+
 
 MODELS: dict[str, Builder] = {
     "resnet9": _resnet9,
     **{
-        name: partial(_resnet, block=Bottleneck if is_deep else BasicBlock, depths=depths)
-        for name, (is_deep, depths) in DEPTHS.items()
+        name: partial(_resnet, block=block_of(name), depths=depths)
+        for name, depths in DEPTHS.items()
     },
 }
 

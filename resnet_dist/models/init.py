@@ -21,9 +21,13 @@ def initialise(model: nn.Module, config: ModelConfig) -> None:
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             _initialise_convolution(module, how)
+        elif isinstance(module, nn.BatchNorm2d) and config.gamma_init == "uniform":
+            nn.init.uniform_(module.weight)
     fc = getattr(model, "fc", None)
     if isinstance(fc, nn.Linear):
         _initialise_fc(fc, config.fc_init)
+        if config.fc_bias == "minus_log_classes":
+            nn.init.constant_(fc.bias, -math.log(fc.out_features))
 
 
 def _initialise_convolution(layer: nn.Conv2d, how: str) -> None:

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from resnet_dist.config import ModelConfig
+from resnet_dist.models.blur import LEAST_BLURRED, BlurConv2d, BlurMaxPool2d
 from resnet_dist.models.init import initialise
+from resnet_dist.models.statistics import run_twice
 
 
 class FirstConvolution(nn.Conv2d):
@@ -85,7 +87,8 @@ def _convolution(
     in_channels: int, out_channels: int, kernel: int, stride: int = 1, *, config: ModelConfig
 ) -> nn.Conv2d:
     """A padded convolution, without bias unless asked: batch norm follows, and subtracts it."""
-    return nn.Conv2d(
+    blurs = config.blur_pool != "none" and stride > 1 and in_channels >= LEAST_BLURRED
+    return (BlurConv2d if blurs else nn.Conv2d)(
         in_channels,
         out_channels,
         kernel,
@@ -120,10 +123,16 @@ def _shortcut(
     )
 
 
+def _keep(branch: Tensor, kept: Tensor | None) -> Tensor:
+    """Stochastic depth: `branch` `[N, C, H, W]` times `kept` `[N]`; as it is for None."""
+    return branch if kept is None else branch * kept.to(branch.dtype)[:, None, None, None]
+
+
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions, `[N, C, H, W]` to `[N, channels, H / stride, W / stride]`.
 
-    The stride is in the first: v1 and v1.5 are the same network.
+    `kept` `[N]` scales the residual branch of each image: see `Batch.kept`. The stride is in the
+    first: v1 and v1.5 are the same network.
     """
 
     expansion = 1
@@ -139,10 +148,11 @@ class BasicBlock(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.downsample = _shortcut(in_channels, channels, stride, config=config)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
         identity = x if self.downsample is None else self.downsample(x)
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
+        out = _keep(out, kept)
         out += identity
         activated: Tensor = self.relu(out)
         return activated
@@ -156,8 +166,9 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     """1x1, 3x3, 1x1 convolutions, `[N, C, H, W]` to `[N, 4 channels, H / stride, W / stride]`.
 
-    v1 (the paper) strides in the first 1x1 and drops three quarters of its input there; v1.5
-    (Facebook's and torchvision's) strides in the 3x3.
+    `kept` `[N]` scales the residual branch of each image: see `Batch.kept`. v1 (the
+    paper) strides in the first 1x1 and drops three quarters of its input there; v1.5 (Facebook's
+    and torchvision's) strides in the 3x3.
     """
 
     expansion = 4
@@ -177,11 +188,12 @@ class Bottleneck(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.downsample = _shortcut(in_channels, out_channels, stride, config=config)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
         identity = x if self.downsample is None else self.downsample(x)
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.relu(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
+        out = _keep(out, kept)
         out += identity
         activated: Tensor = self.relu(out)
         return activated
@@ -223,9 +235,23 @@ def _stage(
     return nn.Sequential(*blocks)
 
 
+def _max_pool(config: ModelConfig) -> nn.Module:
+    """Behind the first convolution, `[N, C, H, W]` to `[N, C, H / 2, W / 2]` (cifar: as it is)."""
+    if config.stem == "cifar":
+        return nn.Identity()
+    if config.blur_pool == "conv_maxpool":
+        return BlurMaxPool2d(3, stride=2, padding=1)
+    return nn.MaxPool2d(3, stride=2, padding=1)
+
+
 class ResNet(nn.Module):
-    """Images `[N, in_channels, H, W]` to logits `[N, num_classes]`, for any H and W of at least
-    1."""
+    """Images `[N, in_channels, H, W]` to logits `[N, num_classes]`, for any H and W of at least 1.
+
+    `kept`, `[N, blocks]`: stochastic depth, see `Batch.kept`.
+    """
+
+    recomputes = False
+    """Whether the backward pass computes the inside of each block a second time (less memory)."""
 
     def __init__(
         self,
@@ -240,8 +266,7 @@ class ResNet(nn.Module):
         self.conv1 = _stem(config)
         self.bn1 = _norm(width, config)
         self.relu = nn.ReLU(inplace=True)
-        small = config.stem == "cifar"
-        self.maxpool = nn.Identity() if small else nn.MaxPool2d(3, stride=2, padding=1)
+        self.maxpool = _max_pool(config)
         stage = partial(_stage, block, config=config)
         self.layer1 = stage(width, width, depth=depths[0], stride=1)
         self.layer2 = stage(out, 2 * width, depth=depths[1], stride=2)
@@ -259,8 +284,15 @@ class ResNet(nn.Module):
             if isinstance(module, BasicBlock | Bottleneck) and config.zero_init_last_gamma:
                 nn.init.zeros_(module.last_norm.weight)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, kept: Tensor | None = None) -> Tensor:
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        recomputes = self.recomputes and self.training and torch.is_grad_enabled()
+        if kept is None and not recomputes:
+            x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        else:
+            blocks = [*self.layer1, *self.layer2, *self.layer3, *self.layer4]
+            for number, block in enumerate(blocks):
+                of_block = None if kept is None else kept[:, number]
+                x = run_twice(block, x, of_block) if recomputes else block(x, of_block)
         logits: Tensor = self.fc(torch.flatten(self.avgpool(x), 1))
         return logits

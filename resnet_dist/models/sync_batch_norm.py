@@ -55,8 +55,8 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         if dist.get_world_size(group) == 1:
             return super().forward(input)
         self._check_input_dim(input)
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)
+        if self.num_batches_tracked is not None:  # None: see `kept_statistics`
+            self.num_batches_tracked.add_(1)
         output: Tensor = self._function(input, self, group)
         return output
 

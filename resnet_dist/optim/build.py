@@ -11,20 +11,27 @@ from resnet_dist.config import OptimConfig
 from resnet_dist.optim.groups import parameter_groups
 from resnet_dist.optim.lamb import LAMB
 from resnet_dist.optim.lars import LARS
+from resnet_dist.optim.sgdw import SGDW
 
 # One kernel for all parameters, and under loss scaling the decision to skip stays on the device.
 _FUSED_DEVICES = frozenset({"cpu", "cuda"})
 
 
 def build_optimizer(
-    config: OptimConfig, model: nn.Module, *, head: nn.Module | None = None
+    config: OptimConfig,
+    model: nn.Module,
+    *,
+    head: nn.Module | None = None,
+    peak_lr: float | None = None,
 ) -> torch.optim.Optimizer:
     """The optimizer of the model's trainable parameters, at the peak learning rate.
 
     Build it after the model is on its device and in its memory format: the kernels are chosen by
     the device, and the optimizer's state takes the layout of the parameters. The learning rate of
-    every step comes from `apply_schedule`. `head`: the last layer, for `optim.head_lr_factor`.
+    every step comes from `apply_schedule`. `head`: the last layer, for `optim.head_lr_factor`;
+    `peak_lr`: the schedule's peak, if it is not `optim.lr`.
     """
+    peak_lr = config.lr if peak_lr is None else peak_lr
     groups = parameter_groups(
         model,
         weight_decay=config.weight_decay,
@@ -34,7 +41,7 @@ def build_optimizer(
     )
     devices = {parameter.device.type for group in groups for parameter in group["params"]}
     fused = devices <= _FUSED_DEVICES
-    optimizer = _build(config, groups, fused=fused)
+    optimizer = _build(config, groups, lr=peak_lr, fused=fused)
     _start_momentum(optimizer)
     if devices == {"cpu"}:
         optimizer.register_step_pre_hook(_check_layouts)
@@ -42,34 +49,39 @@ def build_optimizer(
 
 
 def _build(
-    config: OptimConfig, groups: list[dict[str, Any]], *, fused: bool
+    config: OptimConfig, groups: list[dict[str, Any]], *, lr: float, fused: bool
 ) -> torch.optim.Optimizer:
     match config.name:
         case "sgd":
             return torch.optim.SGD(
                 groups,
-                lr=config.lr,
+                lr=lr,
                 momentum=config.momentum,
                 nesterov=config.nesterov,
                 fused=fused,
             )
-        case "adam":
-            return torch.optim.Adam(
-                groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused
+        case "sgdw":
+            return SGDW(
+                groups,
+                lr=lr,
+                peak_lr=lr,
+                momentum=config.momentum,
+                nesterov=config.nesterov,
             )
+        case "adam":
+            return torch.optim.Adam(groups, lr=lr, betas=config.betas, eps=config.eps, fused=fused)
         case "lars":
             return LARS(
                 groups,
-                lr=config.lr,
+                lr=lr,
                 momentum=config.momentum,
                 trust_coefficient=config.trust_coefficient,
+                momentum_correction=config.momentum_correction,
             )
         case "lamb":
-            return LAMB(groups, lr=config.lr, betas=config.betas, eps=config.eps)
+            return LAMB(groups, lr=lr, betas=config.betas, eps=config.eps)
         case "adamw":
-            return torch.optim.AdamW(
-                groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused
-            )
+            return torch.optim.AdamW(groups, lr=lr, betas=config.betas, eps=config.eps, fused=fused)
 
 
 def _start_momentum(optimizer: torch.optim.Optimizer) -> None:

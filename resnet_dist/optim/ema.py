@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +12,28 @@ from torch import Tensor, nn
 
 def _tensors(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(), *module.buffers()]
+
+
+@dataclass(frozen=True)
+class EmaSchedule:
+    """When the average is updated, and by what decay: pure functions of the step."""
+
+    decay: float
+    every_steps: int
+    start_step: int
+    """Up to this step the average is a copy."""
+    ramp: bool
+
+    def decay_at(self, step: int) -> float | None:
+        """The decay of the update after `step` steps; None if there is none."""
+        if step % self.every_steps:
+            return None
+        if step <= self.start_step:
+            return 0.0
+        if not self.ramp:
+            return self.decay
+        updates = step // self.every_steps - self.start_step // self.every_steps
+        return min(self.decay, (1 + updates) / (10 + updates))
 
 
 class ModelEma:
@@ -27,16 +50,18 @@ class ModelEma:
         self.module = copy.deepcopy(model).eval().requires_grad_(False)
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Move towards the weights of `model`, which has the architecture it was made with.
+    def update(self, model: nn.Module, decay: float | None = None) -> None:
+        """Move towards the weights of `model`, which has the architecture it was made with, by
+        another `decay` if one is given; 0 copies them.
 
         Two kernels for all tensors, and no wait for the device.
         """
+        decay = self.decay if decay is None else decay
         pairs = list(zip(_tensors(self.module), _tensors(model), strict=True))
         floats = [pair for pair in pairs if pair[0].is_floating_point()]
         others = [pair for pair in pairs if not pair[0].is_floating_point()]
         averages, weights = [pair[0] for pair in floats], [pair[1] for pair in floats]
-        torch._foreach_lerp_(averages, weights, 1.0 - self.decay)
+        torch._foreach_lerp_(averages, weights, 1.0 - decay)
         if others:
             torch._foreach_copy_([pair[0] for pair in others], [pair[1] for pair in others])
 

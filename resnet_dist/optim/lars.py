@@ -24,7 +24,9 @@ class LARS(SkippableOptimizer):
         v = momentum * v + lr * ratio * (g + weight_decay * w)
         w = w - v
 
-    with ratio = 1 in groups without weight decay.
+    with ratio = 1 in groups without weight decay. With `momentum_correction`, as in MXNet (where
+    NVIDIA's submissions to MLPerf ran) and timm, a new rate also applies to what the momentum
+    holds: v = momentum * v + ratio * (g + weight_decay * w), w = w - lr * v.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class LARS(SkippableOptimizer):
         weight_decay: float = 0.0,
         trust_coefficient: float = 0.001,
         eps: float = 0.0,
+        momentum_correction: bool = False,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -43,6 +46,7 @@ class LARS(SkippableOptimizer):
             "weight_decay": weight_decay,
             "trust_coefficient": trust_coefficient,
             "eps": eps,
+            "momentum_correction": momentum_correction,
         }
         super().__init__(params, defaults)
         for group in self.param_groups:
@@ -52,16 +56,17 @@ class LARS(SkippableOptimizer):
     def update(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
         decay, lr = group["weight_decay"], group["lr"]
         taken = self.if_taken(1.0, 0.0, params[0])
-        rates = [taken * lr] * len(params)
+        inside, outside = (1.0, lr) if group["momentum_correction"] else (lr, 1.0)
+        rates = [taken * inside] * len(params)
         if decay:
             weights, slopes = l2_norms(params), l2_norms(grads)
             ratios = group["trust_coefficient"] * weights
             ratios = ratios / (slopes + decay * weights + group["eps"])
             ratios = torch.where((weights > 0) & (slopes > 0), ratios, 1.0)
-            rates = list((ratios * (taken * lr)).unbind())
+            rates = list((ratios * (taken * inside)).unbind())
             grads = list(torch._foreach_add(grads, params, alpha=decay))
         changes = torch._foreach_mul(grads, rates)
         buffers = [self.state[parameter]["momentum_buffer"] for parameter in params]
         torch._foreach_mul_(buffers, self.if_taken(group["momentum"], 1.0, params[0]))
         torch._foreach_add_(buffers, changes)
-        torch._foreach_sub_(params, torch._foreach_mul(buffers, taken))
+        torch._foreach_sub_(params, torch._foreach_mul(buffers, taken * outside))

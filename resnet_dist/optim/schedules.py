@@ -6,13 +6,14 @@ restored wrongly.
 
 The warm-up counts inside the epochs: `warmup_steps = round(warmup_epochs * steps_per_epoch)`,
 the rate rises linearly from `warmup_start_factor * lr` at step 0 and reaches `lr` at step
-`warmup_steps` (Goyal et al. 2017, arXiv:1706.02677, section 2.2). Cosine and polynomial then
+`warmup_steps` (Goyal et al. 2017, arXiv:1706.02677, section 2.2). The others, but for steps, then
 span the remaining `num_steps - warmup_steps` steps, and would reach `final_lr` at step `num_steps`,
 one after the last update: with p = (step - warmup_steps) / (num_steps - warmup_steps)
 
     cosine      final_lr + (lr - final_lr) * (1 + cos(pi p)) / 2     (Loshchilov and Hutter 2016,
                 arXiv:1608.03983, equation 5; torch's CosineAnnealingLR stepped once per update)
     polynomial  final_lr + (lr - final_lr) * (1 - p) ** power        (MLPerf's ResNet reference)
+    triangular  final_lr + (lr - final_lr) * (1 - p)                 (ffcv-imagenet)
 
 `step` multiplies by `step_factor` at each milestone, in epochs from the start of the run.
 One-cycle (Smith and Topin 2017, arXiv:1708.07120) is torch's OneCycleLR with cosine annealing.
@@ -26,13 +27,20 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from resnet_dist.config import ScheduleConfig
+from resnet_dist.config import Config, ScheduleConfig
 from resnet_dist.errors import UserError
 
 if TYPE_CHECKING:
     import torch  # a plan of a run is printed without importing it
 
 Schedule = Callable[[int], float]
+
+
+def peak_lr(config: Config) -> float:
+    """The learning rate at the schedule's peak: `optim.lr`, scaled if `optim.lr_batch_size` is
+    set."""
+    batch_size = config.train.global_batch_size
+    return config.optim.lr * batch_size / (config.optim.lr_batch_size or batch_size)
 
 
 def build_schedule(
@@ -112,6 +120,8 @@ def _shape(
             return lambda step: (
                 config.final_lr + (lr - config.final_lr) * (1.0 - progress(step)) ** config.power
             )
+        case "triangular":
+            return lambda step: config.final_lr + (lr - config.final_lr) * (1.0 - progress(step))
         case "step":
             milestones = [round(epoch * steps_per_epoch) for epoch in config.milestones]
             if milestones and milestones[0] < begin:

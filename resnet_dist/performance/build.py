@@ -14,6 +14,8 @@ from resnet_dist.config.performance import FASTEST
 from resnet_dist.data.micro_batches import BatchSplit
 from resnet_dist.errors import UserError
 from resnet_dist.models.foreign import seed_forward
+from resnet_dist.models.resnet import ResNet
+from resnet_dist.optim.sam import Sharpness
 from resnet_dist.optim.schedules import build_momentum_schedule
 from resnet_dist.performance.cuda_graph import (
     WARM_UP_STEPS,
@@ -40,6 +42,8 @@ def sync_build_step(
     check_device(config, world.device)
     speed = config.performance.speed_on(world.device.type)
     graphs = CudaGraphs(world.device) if speed.cuda_graph else None
+    if isinstance(state.model, ResNet):
+        state.model.recomputes = config.performance.recompute
     low, high = batch_split.micro_batch_slice(world.rank, 0)
     with graphs.side_stream() if graphs else nullcontext():
         network = wrap_model(state.model, train=train, dist=config.dist, world=world, speed=speed)
@@ -58,6 +62,9 @@ def sync_build_step(
         settings=step_settings(config, batch_split),
         on_logits=state.meter.update,
         guard=state.guard,
+        sharpness=None
+        if train.sam_rho is None
+        else Sharpness(train.sam_rho, every_steps=train.sam_every_steps),
         seed_forward=partial(seed_forward, config.seed, world.rank)
         if config.model.is_foreign
         else None,

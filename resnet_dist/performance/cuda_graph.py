@@ -225,7 +225,12 @@ class GraphedGradients(GraphedStep):
 
     def _capture(self, program: _Program) -> None:
         batches = program.batches
-        program.replay = self._graphs.capture(lambda: self._eager.add_gradients(iter(batches)))
+
+        def passes() -> None:
+            self._eager.guard.begin()
+            self._eager.add_gradients(iter(batches))
+
+        program.replay = self._graphs.capture(passes)
         # While they are held, no other graph of the pool takes their memory.
         program.gradients = [parameter.grad for parameter in self._eager.network.parameters()]
         self._eager.optimizer.zero_grad(set_to_none=True)
@@ -249,7 +254,8 @@ def _spoil(batches: tuple[Batch, ...]) -> None:
 
 def _tensors(batch: Batch) -> list[Tensor]:
     mixed = [] if batch.mixed is None else [batch.mixed.paired, batch.mixed.lam]
-    return [batch.images, batch.labels, *mixed]
+    kept = [] if batch.kept is None else [batch.kept]
+    return [batch.images, batch.labels, *mixed, *kept]
 
 
 def _form(batch: Batch) -> tuple[Any, ...]:
@@ -258,9 +264,14 @@ def _form(batch: Batch) -> tuple[Any, ...]:
 
 
 def _empty_like(batch: Batch) -> Batch:
-    images, labels, *mixed = (torch.empty_like(tensor) for tensor in _tensors(batch))
+    own = torch.empty_like
+    mixed = batch.mixed
     return replace(
-        batch, images=images, labels=labels, mixed=MixedLabels(*mixed) if mixed else None
+        batch,
+        images=own(batch.images),
+        labels=own(batch.labels),
+        mixed=None if mixed is None else MixedLabels(own(mixed.paired), own(mixed.lam)),
+        kept=None if batch.kept is None else own(batch.kept),
     )
 
 

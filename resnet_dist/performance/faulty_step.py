@@ -15,9 +15,9 @@ from resnet_dist.system.failpoints import failpoint
 class FaultyStep(EagerStep):
     """An `EagerStep` that passes failpoints. Built only where one is armed."""
 
-    def add_gradients(self, batches: Iterator[Batch]) -> None:
+    def add_gradients(self, batches: Iterator[Batch], *, is_counted: bool = True) -> None:
         failpoint("step.begin")
-        super().add_gradients(batches)
+        super().add_gradients(batches, is_counted=is_counted)
 
     def loss_of(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
         loss = super().loss_of(logits, batch)

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed import group
+from torch.distributed import ProcessGroup, group, new_group
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
@@ -54,9 +54,10 @@ def wrap_model(
     fused form but `performance.fused_norm` asks for it.
     """
     is_synchronised = train.sync_batch_norm and world.size > 1
+    sharing = _group_of(train.sync_batch_norm_ranks, world) if is_synchronised else None
     if is_synchronised and not speed.fused_norm:
         try:
-            model = convert_sync_batch_norm(model)
+            model = convert_sync_batch_norm(model, sharing)
         except ValueError as error:  # a network of others
             raise UserError(
                 f"train.sync_batch_norm (True): {error}; set train.sync_batch_norm=false"
@@ -73,7 +74,7 @@ def wrap_model(
                 module.hide_from_compiler()
         model.compile(mode=speed.compile_mode)
     if speed.fused_norm:
-        model = FusedNetwork(model, group.WORLD if is_synchronised else None)
+        model = FusedNetwork(model, (sharing or group.WORLD) if is_synchronised else None)
     if world.size == 1:
         return model
     settings: dict[str, Any] = {_BUFFER_SETTING: False}
@@ -88,6 +89,22 @@ def wrap_model(
     if dist.gradient_dtype == "bfloat16":
         wrapped.register_comm_hook(None, bf16_compress_hook)
     return wrapped
+
+
+def _group_of(ranks: int | None, world: World) -> ProcessGroup | None:
+    """The ranks that share batch statistics with this one; None: all. All ranks must call it.
+    Raises UserError if the ranks cannot be shared out."""
+    if ranks is None:
+        return None
+    if world.size % ranks:
+        raise UserError(
+            f"train.sync_batch_norm_ranks ({ranks}): does not divide the {world.size} ranks; give "
+            f"a divisor, or leave it out for statistics over all"
+        )
+    groups = [new_group(list(range(low, low + ranks))) for low in range(0, world.size, ranks)]
+    own = groups[world.rank // ranks]
+    assert isinstance(own, ProcessGroup)
+    return own
 
 
 def first_synchronised(network: nn.Module, *, speed: Speed) -> nn.Module | nn.Parameter | None:

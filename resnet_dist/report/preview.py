@@ -18,7 +18,7 @@ from resnet_dist.config.load import Resolved, load_config
 from resnet_dist.data.augment.progressive import train_size
 from resnet_dist.data.micro_batches import BatchSplit, choose_batch_split
 from resnet_dist.errors import UserError
-from resnet_dist.optim.schedules import build_schedule
+from resnet_dist.optim.schedules import build_schedule, peak_lr
 
 
 def answer(arguments: Arguments) -> int | None:
@@ -99,7 +99,7 @@ def derived_lines(config: Config, num_samples: int, world_size: int) -> list[str
         )
     total = steps * train.epochs
     lr_of = build_schedule(
-        config.schedule, lr=config.optim.lr, steps_per_epoch=steps, num_steps=total
+        config.schedule, lr=peak_lr(config), steps_per_epoch=steps, num_steps=total
     )
     marks = sorted({0, min(steps, total - 1), total // 4, total // 2, 3 * total // 4, total - 1})
     rates = ", ".join(f"{lr_of(step):.4g} at step {step}" for step in marks)

@@ -17,7 +17,7 @@ from resnet_dist.data.loaders.memory_backend import decoded_bytes
 from resnet_dist.data.nvjpeg import fallback_note
 from resnet_dist.errors import printable
 from resnet_dist.metrics.jsonl import read_records
-from resnet_dist.optim.schedules import build_schedule
+from resnet_dist.optim.schedules import build_schedule, peak_lr
 from resnet_dist.report.curves import write_curves
 from resnet_dist.report.preview import derived_lines, difference_notes
 from resnet_dist.report.table import epoch_table, final_lines
@@ -81,7 +81,7 @@ def _position(config: Config, datasets: Datasets, loaded: Loaded) -> str:
     if step >= total:
         return f"step {step}: all {total} steps of {config.train.epochs} epochs are done"
     lr_of = build_schedule(
-        config.schedule, lr=config.optim.lr, steps_per_epoch=per_epoch, num_steps=total
+        config.schedule, lr=peak_lr(config), steps_per_epoch=per_epoch, num_steps=total
     )
     epoch = f"epoch {step / per_epoch:.4g} of {config.train.epochs}"
     return f"step {step} of {total} ({epoch}, learning rate {lr_of(step):.4g})"

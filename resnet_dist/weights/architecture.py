@@ -12,7 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
-from resnet_dist.models.build import DEPTHS
+from resnet_dist.config.model import DEPTHS
+from resnet_dist.models.build import block_of
+from resnet_dist.models.resnet import Bottleneck
 
 _BLOCK = re.compile(r"layer([1-4])\.(\d+)\.")
 
@@ -29,7 +31,11 @@ def guess_model(tensors: Mapping[str, Tensor]) -> dict[str, Any] | None:
             stage = int(found[1]) - 1
             depths[stage] = max(depths[stage], int(found[2]) + 1)
     is_bottleneck = "layer1.0.conv3.weight" in tensors
-    names = [name for name, known in DEPTHS.items() if known == (is_bottleneck, tuple(depths))]
+    names = [
+        name
+        for name, known in DEPTHS.items()
+        if known == tuple(depths) and (block_of(name) is Bottleneck) == is_bottleneck
+    ]
     first = tensors.get("conv1.weight", tensors.get("conv1.0.weight"))
     if not names or first is None or "bn1.weight" not in tensors:
         return None

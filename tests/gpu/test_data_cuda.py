@@ -11,7 +11,7 @@ import torch
 
 from resnet_dist.config import AugmentConfig, Config
 from resnet_dist.data.augment import mixing, pixel_ops
-from resnet_dist.data.augment.auto_augment import Code
+from resnet_dist.data.augment.codes import Code
 from resnet_dist.data.augment.device_stage import DeviceStage
 from resnet_dist.data.batch import Batch, Done, Operations
 from resnet_dist.data.micro_batches import BatchSplit

@@ -14,6 +14,8 @@ EVERYTHING = [
     "augment.erase_probability=0.5",
     "augment.auto_augment=ra",
     "augment.color_jitter=[0.3,0.3,0.3,0.1]",
+    "augment.lighting=0.1",
+    "augment.colout=0.1",
     "augment.ra_reps=2",
     "augment.progressive_start_size=16",
     "augment.progressive_epochs=[0,2]",
@@ -21,6 +23,12 @@ EVERYTHING = [
     "train.max_micro_batch_size=14",
     "train.accumulation_steps=2",
     "loss.label_smoothing=0.1",
+    "model.stochastic_depth=0.3",
+    "train.sam_rho=0.05",
+    "train.sam_every_steps=3",
+    "train.ema_decay=0.9",
+    "train.ema_ramp=true",
+    "train.ema_start_epoch=0.5",
     # Backward of a 1x1 convolution with stride 2 and 8 channels, channels-last, odd batch: with two
     # threads torch 2.15 writes beyond its memory.
     "performance.num_threads=1",
@@ -64,6 +72,8 @@ def test_killed_and_resumed_is_the_run_bit_for_bit(
     settings = [*EVERYTHING, f"loss.name={loss}"]
     if loss == "binary_cross_entropy":
         settings += ["loss.bce_target_threshold=0.2", "augment.mix_mode=batch", "data.loader=dali"]
+        settings += ["augment.auto_augment=ra_timm", "augment.ra_magnitude_std=0.5"]
+        settings += ["optim.name=sgdw", "performance.recompute=true"]
     for name in ("whole", "killed"):
         kill = {"RESNET_DIST_FAILPOINT": "step.after_optimizer@7"} if name == "killed" else {}
         ended = train(

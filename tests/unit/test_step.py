@@ -14,6 +14,7 @@ from resnet_dist.config import CheckpointConfig, EvalConfig, FaultsConfig, LogCo
 from resnet_dist.data.batch import Batch
 from resnet_dist.faults.non_finite import NonFiniteGuard
 from resnet_dist.loop import Cadence
+from resnet_dist.optim.sam import Sharpness
 from resnet_dist.optim.scaling import build_scaler
 from resnet_dist.step import EagerStep, StepSettings
 
@@ -163,12 +164,71 @@ def cadence(**changes: int | None) -> Cadence:
         steps_per_epoch=10,
         num_steps=35,
         stop_step=changes.get("stop") or 35,
-        ema_every_steps=4,
         log=LogConfig(every_steps=4),
-        eval=EvalConfig(every_epochs=changes.get("eval_epochs") or 1),
+        eval=EvalConfig(
+            every_epochs=changes.get("eval_epochs") or 1, first_epoch=changes.get("eval_first")
+        ),
         checkpoint=checkpoint,
         faults=FaultsConfig(replica_check_every_steps=changes.get("check_steps")),
     )
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_a_step_of_sam_takes_the_gradient_uphill(accumulation: int) -> None:
+    """Against a loop of its own, and batch norm sees the images once."""
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(12, 3, 4, 4, generator=generator)
+    labels = torch.randint(0, 5, (12,), generator=generator)
+    model, reference = (
+        nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Flatten(), nn.Linear(24, 5))
+        for _ in range(2)
+    )
+    reference.load_state_dict(model.state_dict())
+    seen: Seen = []
+    parts: dict[str, object] = {"sharpness": Sharpness(0.1, every_steps=2)}
+    chosen = settings(accumulation_steps=accumulation, gradient_scale=1 / 12, loss=LossConfig())
+    size = 12 // accumulation
+    batches = [
+        Batch(0, images[low : low + size], labels[low : low + size], np.arange(size))
+        for low in range(0, 12, size)
+    ]
+    taken = EagerStep(
+        network=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.5, fused=True),
+        scaler=torch.amp.GradScaler("cpu", enabled=False),
+        settings=chosen,
+        on_logits=lambda *values: seen.append(values),
+        guard=NonFiniteGuard(model),
+        **parts,  # type: ignore[arg-type]
+    )
+    for number in (0, 1):
+        taken(iter(batches), step=number)
+
+    def backward() -> None:
+        for batch in batches:
+            total = cross_entropy(reference(batch.images), batch.labels, reduction="sum")
+            (total / 12).backward()
+
+    optimizer = torch.optim.SGD(reference.parameters(), lr=0.5)
+    backward()
+    norm = nn.utils.get_total_norm([p.grad for p in reference.parameters() if p.grad is not None])
+    ways = [0.1 * p.grad / norm for p in reference.parameters() if p.grad is not None]
+    statistics = {name: value.clone() for name, value in reference.named_buffers()}
+    optimizer.zero_grad()
+    with torch.no_grad():
+        torch._foreach_add_(list(reference.parameters()), ways)
+    backward()
+    with torch.no_grad():
+        torch._foreach_sub_(list(reference.parameters()), ways)
+        for name, value in reference.named_buffers():
+            value.copy_(statistics[name])
+    optimizer.step()
+    optimizer.zero_grad()
+    backward()
+    optimizer.step()
+    assert len(seen) == 2 * accumulation
+    for name, value in reference.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], value, rtol=1e-4, atol=1e-6)
 
 
 def test_what_is_due_when() -> None:
@@ -177,10 +237,11 @@ def test_what_is_due_when() -> None:
     assert [s for s in steps if plain.logs(s)] == [4, 8, 10, 12, 16, 20, 24, 28, 30, 32]
     assert [s for s in steps if plain.evaluates(s)] == [10, 20, 30, 35]
     assert [s for s in steps if plain.saves(s)] == [10, 20, 30, 35]
-    assert [s for s in steps if plain.averages(s)] == list(range(4, 36, 4))
     rare = cadence(eval_epochs=2, save_epochs=2, save_steps=15, stop=33)
     assert [s for s in steps if rare.evaluates(s)] == [20, 35]
     assert [s for s in steps if rare.saves(s)] == [15, 20, 30, 33, 35]
+    late = cadence(eval_epochs=2, eval_first=1)
+    assert [s for s in steps if late.evaluates(s)] == [10, 30, 35]
 
 
 def test_replicas_are_compared_at_intervals_and_before_what_is_kept() -> None:

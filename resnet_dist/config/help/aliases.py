@@ -22,9 +22,13 @@ KEYS = {
     "gradient_clip_val clip_grad_norm",
     "train.ema_decay": "ema model_ema ema_decay model_ema_decay use_ema",
     "train.ema_every_steps": "model_ema_steps ema_steps",
+    "train.ema_ramp": "model_ema_warmup ema_warmup",
+    "train.sam_rho": "sam rho",
+    "train.sync_batch_norm_ranks": "bn_group bn_group_size process_group",
     "loss.name": "loss criterion loss_fn bce bce_loss",
     "loss.label_smoothing": "label_smoothing smoothing ls",
     "optim.lr": "lr learning_rate base_lr max_lr peak_lr lr_peak",
+    "optim.lr_batch_size": "lr_base_size reference_batch_size scale_lr auto_scale_lr",
     "optim.weight_decay": "wd weight_decay l2",
     "optim.momentum": "momentum sgd_momentum",
     "optim.name": "optimizer opt optim_name optimiser",
@@ -38,6 +42,11 @@ KEYS = {
     "schedule.milestones": "milestones decay_milestones decay_epochs lr_step_size lr_steps",
     "schedule.step_factor": "gamma lr_gamma decay_rate",
     "model.name": "arch model architecture net network backbone model_name",
+    "model.weights": "pretrained weights pretrained_weights init_weights initial_checkpoint "
+    "pretrained_path",
+    "model.freeze": "freeze freeze_backbone freeze_bn frozen_stages",
+    "model.stochastic_depth": "drop_path drop_path_rate stochastic_depth",
+    "model.blur_pool": "blurpool blur_pool antialias aa_layer",
     "model.num_classes": "num_classes classes n_classes nb_classes",
     "model.zero_init_last_gamma": "zero_init zero_init_residual zero_gamma",
     "model.batch_norm_momentum": "bn_momentum",
@@ -56,6 +65,8 @@ KEYS = {
     "augment.erase_probability": "random_erase reprob erase random_erasing",
     "augment.auto_augment": "auto_augment autoaugment aa randaugment trivial_augment",
     "augment.ra_magnitude": "ra_magnitude magnitude",
+    "augment.ra_magnitude_std": "mstd magnitude_std",
+    "augment.lighting": "pca_noise pca_lighting max_random_pca_noise color_noise",
     "augment.color_jitter": "color_jitter colour_jitter jitter",
     "augment.ra_reps": "ra_reps ra_sampler repeats repeated_aug repeated_augmentation aug_repeats",
     "data.num_workers": "workers num_workers n_workers j dataloader_num_workers",
@@ -64,7 +75,7 @@ KEYS = {
     "data.std": "std",
     "augment.flip_probability": "hflip flip horizontal_flip",
     "run.resume": "resume checkpoint ckpt resume_from load weights_path resume_from_checkpoint "
-    "ckpt_path finetune",
+    "ckpt_path",
     "run.name": "name run_name exp_name experiment job_name",
     "run.dir": "output_dir out output outdir save_dir work_dir workdir log_dir logdir run_dir",
     "run.evaluate_only": "evaluate test_only eval_only validate only_eval test",
@@ -80,6 +91,8 @@ KEYS = {
     "log.tensorboard": "tensorboard tb use_tensorboard",
     "log.progress": "progress progress_bar quiet verbose",
     "performance.compile": "compile torchcompile torch_compile",
+    "performance.recompute": "gradient_checkpointing activation_checkpointing grad_checkpointing "
+    "checkpointing",
     "performance.compile_mode": "compile_mode torchcompile_mode",
     "performance.cuda_graph": "cuda_graph cuda_graphs cudagraph",
     "performance.deterministic": "deterministic use_deterministic_algorithms",
@@ -99,10 +112,8 @@ TELLS = {
     "`python -m launch.submit --nodes N`",
     "local_rank rank dist_url dist_backend master_addr master_port rdzv_endpoint "
     "init_method": "the launcher gives it to every process in the environment: leave it out",
-    "pretrained weights pretrained_weights": "there are no pretrained weights; "
-    "run.resume=PATH starts from a checkpoint of this program",
-    "drop_path drop_path_rate stochastic_depth dropout drop": "these networks have no stochastic "
-    "depth and no dropout",
+    "dropout drop drop_rate": "these networks have no dropout; model.stochastic_depth leaves out "
+    "whole blocks",
     "pin_memory pin_mem persistent_workers": "the loaders decide it themselves: leave it out",
     "config cfg": "give files as --config FILE",
     "help h": "--help KEY explains one setting",

@@ -10,6 +10,7 @@ import torch
 
 from resnet_dist.config import DataConfig
 from resnet_dist.data.augment import erasing, mixing, pixel_ops
+from resnet_dist.data.augment.colout import keep_lines
 from resnet_dist.data.augment.crop import apply_offsets_and_flips
 from resnet_dist.data.batch import Batch, BatchSpec, Done
 from resnet_dist.data.read.buffers import HostBuffers, to_device
@@ -82,12 +83,15 @@ class DeviceStage:
             images = mixing.apply_mix(images, spec.mix, self._mix_buffers)
             mixed = mixing.mixed_labels(labels, spec.mix, self._device)
             labels = labels[spec.own]
+        if spec.lines is not None:
+            images = keep_lines(images, spec.lines[spec.own])
         return Batch(
             step=spec.step,
             images=images,
             labels=to_device(labels, self._device),
             sample_ids=spec.sample_ids[spec.own],
             mixed=mixed,
+            kept=None if spec.kept is None else to_device(spec.kept[spec.own], self._device),
         )
 
 

@@ -2,15 +2,15 @@
 
 `apply_each` calls torchvision's functionals image by image, for processors. `apply_batched` does
 the same to a whole batch with a few kernels for each kind of operation, for GPUs, where a launch
-costs more than the arithmetic; it never waits for the device. Geometric operations are bilinear,
-and what comes in at the borders is black. Choices are made elsewhere: see
-`resnet_dist.data.augment.auto_augment`.
+costs more than the arithmetic; it never waits for the device. Geometric operations are bilinear.
+Choices are made elsewhere: see `resnet_dist.data.augment.auto_augment`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,27 +20,46 @@ from torch.nn import functional
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tvf
 
-from resnet_dist.data.augment.auto_augment import Code
+from resnet_dist.data.augment.augmix import CHAINS, DEPTH
+from resnet_dist.data.augment.codes import Code
 from resnet_dist.data.batch import Operations
 from resnet_dist.data.read.buffers import to_device
 
 _GRAY = (0.2989, 0.587, 0.114)  # torchvision's weights of R, G, B
+_SOLARIZE_ADD_BELOW = 128
 
 
 def apply_each(images: Tensor, operations: Operations) -> None:
     """Apply to `[n, S, S, 3]` uint8 in place, one image after the other."""
-    for image, codes, magnitudes in zip(
-        images, operations.codes.tolist(), operations.magnitudes.tolist(), strict=True
+    fill = list(operations.fill) if any(operations.fill) else None
+    for row, (image, codes, magnitudes) in enumerate(
+        zip(images, operations.codes.tolist(), operations.magnitudes.tolist(), strict=True)
     ):
-        if any(codes):
-            result = image.permute(2, 0, 1)
-            for code, magnitude in zip(codes, magnitudes, strict=True):
-                result = apply_one(result, code, magnitude)
-            image.copy_(result.permute(1, 2, 0))
+        if not any(codes):
+            continue
+        result, slots = image.permute(2, 0, 1), list(zip(codes, magnitudes, strict=True))
+        if operations.chains is not None:
+            result = _mix_chains(result, slots, operations.chains[row].tolist())
+            slots = slots[CHAINS * DEPTH :]
+        for code, magnitude in slots:
+            result = apply_one(result, code, magnitude, fill)
+        image.copy_(result.permute(1, 2, 0))
 
 
-def apply_one(image: Tensor, code: int, magnitude: float) -> Tensor:
-    """`[3, S, S]` uint8 as torchvision's own transforms change it."""
+def _mix_chains(image: Tensor, slots: list[tuple[int, float]], weights: list[float]) -> Tensor:
+    """AugMix: the image and the end of each chain of operations on it, added up by weight."""
+    mixed = image * weights[0]
+    for chain, weight in enumerate(weights[1:]):
+        result = image
+        for code, magnitude in slots[chain * DEPTH : (chain + 1) * DEPTH]:
+            result = apply_one(result, code, magnitude)
+        mixed += result * weight
+    return _to_uint8(mixed)
+
+
+def apply_one(image: Tensor, code: int, magnitude: float, fill: list[int] | None = None) -> Tensor:
+    """`[3, S, S]` uint8 as torchvision's own transforms change it. `fill`: the colour that comes in
+    at the borders; None: black."""
     match code:
         case Code.SHEAR_X | Code.SHEAR_Y | Code.TRANSLATE_X | Code.TRANSLATE_Y:
             degrees = math.degrees(math.atan(magnitude))
@@ -55,11 +74,12 @@ def apply_one(image: Tensor, code: int, magnitude: float) -> Tensor:
                 scale=1.0,
                 shear=along if is_shear else [0.0, 0.0],
                 interpolation=InterpolationMode.BILINEAR,
+                fill=fill,
                 center=[0, 0] if is_shear else None,
             )
         case Code.ROTATE:
             return tvf.rotate(  # type: ignore[no-any-return]
-                image, angle=magnitude, interpolation=InterpolationMode.BILINEAR
+                image, angle=magnitude, interpolation=InterpolationMode.BILINEAR, fill=fill
             )
         case Code.POSTERIZE:
             return tvf.posterize(image, bits=int(magnitude))  # type: ignore[no-any-return]
@@ -69,6 +89,10 @@ def apply_one(image: Tensor, code: int, magnitude: float) -> Tensor:
             return _sharpness(image[None], _NO_CODES, np.array([magnitude]))[0]
         case Code.AUTO_CONTRAST:  # packed: torch finds the extremes five times as fast
             return tvf.autocontrast(image.contiguous())  # type: ignore[no-any-return]
+        case Code.SOLARIZE_ADD:
+            return _solarize_add(image[None], _NO_CODES, np.array([magnitude]))[0]
+        case Code.ADD_RED | Code.ADD_GREEN | Code.ADD_BLUE:
+            return _add_to_channel(image[None], np.array([code]), np.array([magnitude]))[0]
         case _ if code in _PLAIN:
             return _PLAIN[code](image)
         case _:
@@ -91,17 +115,42 @@ _WITH_FACTOR: dict[int, Callable[[Tensor, float], Tensor]] = {
 
 def apply_batched(images: Tensor, operations: Operations) -> Tensor:
     """Apply to `[n, S, S, 3]` uint8 on any device; returns the same shape, not the same memory."""
-    images = images.clone()
-    for codes, magnitudes in zip(operations.codes.T, operations.magnitudes.T, strict=True):
-        _apply_slot(images, codes, magnitudes)
+    slots = list(zip(operations.codes.T, operations.magnitudes.T, strict=True))
+    if operations.chains is None:
+        images = images.clone()
+    else:
+        images = _mix_chains_batched(images, slots, operations.chains)
+        slots = slots[CHAINS * DEPTH :]
+    for codes, magnitudes in slots:
+        _apply_slot(images, codes, magnitudes, operations.fill)
     return images
 
 
-def _apply_slot(images: Tensor, codes: NDArray[np.int8], magnitudes: NDArray[np.float64]) -> None:
+Slot = tuple[NDArray[np.int8], NDArray[np.float64]]
+
+
+def _mix_chains_batched(images: Tensor, slots: list[Slot], chains: NDArray[np.float32]) -> Tensor:
+    weights = to_device(chains, images.device)[:, :, None, None, None]
+    mixed = images * weights[:, 0]
+    for chain in range(CHAINS):
+        result = images.clone()
+        for codes, magnitudes in slots[chain * DEPTH : (chain + 1) * DEPTH]:
+            _apply_slot(result, codes, magnitudes, (0, 0, 0))
+        mixed += result * weights[:, chain + 1]
+    return _to_uint8(mixed)
+
+
+def _apply_slot(
+    images: Tensor,
+    codes: NDArray[np.int8],
+    magnitudes: NDArray[np.float64],
+    fill: tuple[int, int, int],
+) -> None:
     """One operation per image, `codes` and `magnitudes` `[n]`, in place."""
     is_geometric = (codes >= Code.SHEAR_X) & (codes <= Code.ROTATE)
-    groups: list[tuple[Kernel, NDArray[np.bool_]]] = [(_warp, is_geometric)]
+    groups: list[tuple[Kernel, NDArray[np.bool_]]] = [(partial(_warp, fill=fill), is_geometric)]
     groups += [(kernel, codes == code) for code, kernel in _KERNELS.items()]
+    groups.append((_add_to_channel, (codes >= Code.ADD_RED) & (codes <= Code.ADD_BLUE)))
     for kernel, is_member in groups:
         rows = np.flatnonzero(is_member)
         if len(rows):
@@ -157,7 +206,13 @@ def inverse_matrices(
     return matrices
 
 
-def _warp(images: Tensor, codes: NDArray[np.int8], magnitudes: NDArray[np.float64]) -> Tensor:
+def _warp(
+    images: Tensor,
+    codes: NDArray[np.int8],
+    magnitudes: NDArray[np.float64],
+    *,
+    fill: tuple[int, int, int],
+) -> Tensor:
     size = images.shape[-1]
     device = images.device
     theta = to_device(inverse_matrices(codes, magnitudes, size).astype(np.float32), device)
@@ -171,10 +226,18 @@ def _warp(images: Tensor, codes: NDArray[np.int8], magnitudes: NDArray[np.float6
         for axis in (0, 1)
     ]
     grid = torch.stack(sources, dim=-1) / (0.5 * size)
-    warped = functional.grid_sample(
-        images.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False
-    )
+    warped = _sample(images.float(), grid)
+    if any(fill):  # as torchvision blends it in
+        inside = _sample(torch.ones_like(images[:, :1], dtype=torch.float32), grid)
+        colour = to_device(np.array(fill, np.float32), device)[:, None, None]
+        warped = (warped - colour) * inside + colour
     return _to_uint8(warped.round_())
+
+
+def _sample(images: Tensor, grid: Tensor) -> Tensor:
+    return functional.grid_sample(
+        images, grid, mode="bilinear", padding_mode="zeros", align_corners=False
+    )
 
 
 def _gray(images: Tensor) -> Tensor:
@@ -215,6 +278,17 @@ def _posterize(images: Tensor, _: NDArray[np.int8], bits: NDArray[np.float64]) -
 
 def _solarize(images: Tensor, _: NDArray[np.int8], thresholds: NDArray[np.float64]) -> Tensor:
     return torch.where(images >= _column(thresholds, images.device), ~images, images)
+
+
+def _solarize_add(images: Tensor, _: NDArray[np.int8], added: NDArray[np.float64]) -> Tensor:
+    brighter = _to_uint8(images + _column(added, images.device))
+    return torch.where(images < _SOLARIZE_ADD_BELOW, brighter, images)
+
+
+def _add_to_channel(images: Tensor, codes: NDArray[np.int8], added: NDArray[np.float64]) -> Tensor:
+    all_added = np.zeros((len(codes), 3), np.float32)
+    all_added[np.arange(len(codes)), codes - Code.ADD_RED] = added
+    return _to_uint8(images + to_device(all_added, images.device)[:, :, None, None])
 
 
 def _auto_contrast(images: Tensor, _: NDArray[np.int8], __: NDArray[np.float64]) -> Tensor:
@@ -271,6 +345,7 @@ _KERNELS: dict[Code, Kernel] = {
     Code.SHARPNESS: _sharpness,
     Code.POSTERIZE: _posterize,
     Code.SOLARIZE: _solarize,
+    Code.SOLARIZE_ADD: _solarize_add,
     Code.AUTO_CONTRAST: _auto_contrast,
     Code.EQUALIZE: _equalize,
     Code.INVERT: _invert,

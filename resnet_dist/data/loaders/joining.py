@@ -41,6 +41,8 @@ def join(specs: Sequence[BatchSpec]) -> BatchSpec:
         operations=_join_operations([spec.operations for spec in specs]),
         erased=_concatenate([spec.erased for spec in specs]),
         mix=_join_mixes(specs),
+        kept=_concatenate([spec.kept for spec in specs]),
+        lines=_concatenate([spec.lines for spec in specs]),
     )
 
 
@@ -60,6 +62,7 @@ def part(batch: Batch, specs: Sequence[BatchSpec]) -> Iterator[Batch]:
             labels=batch.labels[rows],
             sample_ids=spec.sample_ids[spec.own],
             mixed=MixedLabels(mixed.paired[rows], mixed.lam[rows]) if mixed else None,
+            kept=None if batch.kept is None else batch.kept[rows],
         )
 
 
@@ -73,9 +76,11 @@ def _concatenate(arrays: Sequence[NDArray[_Value] | None]) -> NDArray[_Value] | 
 def _join_operations(operations: Sequence[Operations | None]) -> Operations | None:
     codes = _concatenate([one.codes if one else None for one in operations])
     magnitudes = _concatenate([one.magnitudes if one else None for one in operations])
-    if codes is None or magnitudes is None:
+    chains = _concatenate([one.chains if one else None for one in operations])
+    first = operations[0]
+    if first is None or codes is None or magnitudes is None:
         return None
-    return Operations(codes, magnitudes)
+    return Operations(codes, magnitudes, fill=first.fill, chains=chains)
 
 
 def _join_mixes(specs: Sequence[BatchSpec]) -> Mix | None:

@@ -14,6 +14,7 @@ import torch
 from resnet_dist import rng
 from resnet_dist.data.augment.device_stage import DeviceStage
 from resnet_dist.data.batch import Batch, BatchSlice
+from resnet_dist.data.read.buffers import to_device
 from resnet_dist.data.specs import Specs
 
 
@@ -38,7 +39,15 @@ class SyntheticBackend:
             low, high = one.bounds
             n = high - low
             ids = one.sample_ids[low - one.low : high - one.low]
-            yield Batch(one.step, images[:n], self._labels[:n], ids)
+            kept = self._specs.kept_paths(one)
+            own = None if kept is None else kept[low - one.low : high - one.low]
+            yield Batch(
+                one.step,
+                images[:n],
+                self._labels[:n],
+                ids,
+                kept=None if own is None else to_device(own, images.device),
+            )
 
 
 def _noise(
