@@ -14,7 +14,7 @@ help:
 	@echo "make test-slow  also those that take minutes each"
 	@echo "make golden     rewrite the losses in tests/golden (review the diff)"
 	@echo "make check      format, lint, types, tests: what CI runs"
-	@echo "make docs       write docs/configuration.md from the docstrings of the settings"
+	@echo "make docs       write docs/configuration.md and docs/recipes.md"
 	@echo "make bench      measure loaders and step on this machine"
 	@echo "make clean      remove the environment"
 
@@ -55,6 +55,7 @@ types: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/python -m resnet_dist.config.help.page > docs/configuration.md
+	$(BIN)/python -m resnet_dist.recipes --markdown > docs/recipes.md
 
 bench: $(STAMP)
 	$(BIN)/resnet-dist bench

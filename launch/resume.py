@@ -54,7 +54,8 @@ def _unfinished(folder: Path) -> list[Path]:
     folders = expand(folder)
     if folders == [folder]:
         return folders
-    left = [path for path in folders if last_outcome(path) is not Outcome.FINISHED]
+    finished = (Outcome.FINISHED, Outcome.REACHED)
+    left = [path for path in folders if last_outcome(path) not in finished]
     if not left:
         raise UserError(f"run ({folder}): all {len(folders)} runs of this sweep are finished")
     return left

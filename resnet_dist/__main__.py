@@ -15,6 +15,7 @@ from resnet_dist.system.output import keep_output_safe
 
 VERBS = {
     "train": ("resnet_dist.train:start_and_train", "train a network on this machine"),
+    "recipes": ("resnet_dist.recipes.__main__:main", "the shipped configs, by accuracy or length"),
     "prepare": ("resnet_dist.prepare.__main__:main", "pack a data set into tar shards, once"),
     "inspect": (
         "resnet_dist.inspect.__main__:main",
@@ -39,6 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if verb == "--version":
         print(f"resnet_dist {__version__}")
+        return 0
+    if verb == "--completion":
+        from resnet_dist.recipes.__main__ import completion
+
+        print(completion(VERBS), end="")
         return 0
     if verb not in VERBS:
         near = difflib.get_close_matches(verb, VERBS, n=1)

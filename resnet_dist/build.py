@@ -13,7 +13,7 @@ import torch
 
 from resnet_dist.checkpoint.manager import CheckpointManager
 from resnet_dist.checkpoint.saver import BackgroundSaver, NullSaver, Saver
-from resnet_dist.config import Config
+from resnet_dist.config import Config, TrainConfig
 from resnet_dist.config.load import to_flat
 from resnet_dist.data.augment.device_stage import to_uint8
 from resnet_dist.data.augment.progressive import train_size
@@ -146,12 +146,7 @@ def build_components(
             num_steps=cadence.num_steps,
         ),
         momentum_of=build_momentum_schedule(config.schedule, num_steps=cadence.num_steps),
-        ema_decay_of=EmaSchedule(
-            decay=train.ema_decay or 0.0,
-            every_steps=train.ema_every_steps,
-            start_step=round(train.ema_start_epoch * cadence.steps_per_epoch),
-            ramp=train.ema_ramp,
-        ).decay_at,
+        ema_decay_of=ema_schedule(train, cadence.steps_per_epoch).decay_at,
         recorder=recorder,
         saver=saver,
         throughput=Throughput(world.device, global_batch_size=train.global_batch_size),
@@ -237,11 +232,22 @@ def cadence_of(config: Config, num_samples: int) -> Cadence:
     return Cadence(
         steps_per_epoch=steps_per_epoch,
         num_steps=num_steps,
+        target_top1=config.train.stop_at_top1,
         stop_step=min(num_steps, config.train.max_steps or num_steps),
         log=config.log,
         eval=config.eval,
         checkpoint=config.checkpoint,
         faults=config.faults,
+    )
+
+
+def ema_schedule(train: TrainConfig, steps_per_epoch: int) -> EmaSchedule:
+    """When the moving average is updated, and by what decay."""
+    return EmaSchedule(
+        decay=train.ema_decay or 0.0,
+        every_steps=train.ema_every_steps,
+        start_step=round(train.ema_start_epoch * steps_per_epoch),
+        ramp=train.ema_ramp,
     )
 
 

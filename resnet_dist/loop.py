@@ -45,10 +45,22 @@ class Cadence:
     """Steps of all epochs."""
     stop_step: int
     """The last step to do now."""
+    target_top1: float | None
+    """Accuracy after which the run ends, of 1."""
     log: LogConfig
     eval: EvalConfig
     checkpoint: CheckpointConfig
     faults: FaultsConfig
+
+    def is_reached(self, top1: float) -> bool:
+        """Whether an accuracy ends the run."""
+        return self.target_top1 is not None and top1 >= self.target_top1
+
+    def end_of(self, step: int) -> Outcome:
+        """How a start ends that came to its last step."""
+        if step < self.stop_step:
+            return Outcome.REACHED
+        return Outcome.FINISHED if step == self.num_steps else Outcome.LIMITED
 
     def logs(self, step: int) -> bool:
         """Every `log.every_steps`, and at the end of each epoch."""
@@ -116,12 +128,11 @@ def fit(state: TrainState, use: Components) -> Outcome:
     cannot be written.
     """
     due, guards = use.cadence, use.guards
-    outcome = Outcome.FINISHED if due.stop_step == due.num_steps else Outcome.LIMITED
     with closing(use.train_loader.batches(state.step, due.stop_step)) as loaded:
         batches, begun_at = _watch(loaded, state, use), state.step
         if state.step == 0 and due.eval.at_start:
             _sync_evaluate(state, use)
-        while state.step < due.stop_step:
+        while state.step < due.stop_step and not due.is_reached(state.best_top1):
             guards.begin_step(state.step)
             lr = _set_rates(state, use)
             grad_norm = _take_step(state, use, batches)
@@ -137,7 +148,7 @@ def fit(state: TrainState, use: Components) -> Outcome:
             if due.checks_replicas(state.step):
                 guards.sync_check_replicas(state.step)
             is_best = due.evaluates(state.step) and _sync_evaluate(state, use)
-            is_saved = due.saves(state.step) or is_best
+            is_saved = due.saves(state.step) or is_best or due.is_reached(state.best_top1)
             if is_saved:
                 sync_save(state, use, is_best=is_best)
 
@@ -149,6 +160,8 @@ def fit(state: TrainState, use: Components) -> Outcome:
                 if not is_saved:
                     sync_save(state, use, is_best=False)
                 break
+        else:
+            outcome = due.end_of(state.step)
     guards.watchdog.beat(state.step, Phase.CHECKPOINT)
     if outcome is not Outcome.DIVERGED:
         sync_attempt(use.world, use.saver.finish)

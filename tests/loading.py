@@ -20,7 +20,7 @@ from resnet_dist.data.loaders.build import build_eval_loader, build_train_loader
 from resnet_dist.data.loaders.loader import EvalLoader, TrainLoader
 from resnet_dist.data.micro_batches import BatchSplit
 from resnet_dist.data.order import SampleOrder
-from resnet_dist.data.specs import SampleTable, TrainSpecs, train_slice
+from resnet_dist.data.specs import SampleTable, TrainSpecs, drop_rates, train_slice
 
 CPU = torch.device("cpu")
 SEED = 7
@@ -61,7 +61,16 @@ def datasets_of(
         blocks=blocks_of(config.data, index) if isinstance(index, Index) else None,
     )
     train, val = index or SYNTHETIC_TRAIN, index or SYNTHETIC_VAL
-    return Datasets(config.data, config.augment, train, val, order, len(train.classes), False)
+    return Datasets(
+        config.data,
+        config.augment,
+        train,
+        val,
+        order,
+        len(train.classes),
+        False,
+        drop_rates(config.model),
+    )
 
 
 def train_loader(

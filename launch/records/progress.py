@@ -13,7 +13,7 @@ _TAIL_BYTES = 1 << 20
 """More than the records of an epoch, so that the last evaluation is among them."""
 
 
-DONE = (Outcome.FINISHED, Outcome.LIMITED)
+DONE = (Outcome.FINISHED, Outcome.LIMITED, Outcome.REACHED)
 """Outcomes in ends.jsonl after which nothing is left to train; the others: stopped, diverged."""
 
 

@@ -105,7 +105,7 @@ def _state(
         return "RUNNING", str(owner)
     outcome = last_outcome(run_dir)
     if outcome in DONE:
-        return "FINISHED", "train.max_steps is reached" if outcome is RunOutcome.LIMITED else ""
+        return "FINISHED", _LIMITS.get(outcome, "")
     if is_cancelled(run_dir):
         return "CANCELLED", "launch.cancel"
     if rows and rows[-1].outcome in (Outcome.FAILED, Outcome.REFUSED):
@@ -113,6 +113,12 @@ def _state(
     if job is not None and job.state != "UNKNOWN":
         return job.state, job.reason or (rows[-1].reason if rows else "")
     return (rows[-1].outcome.upper(), rows[-1].reason) if rows else ("UNKNOWN", "")
+
+
+_LIMITS = {
+    RunOutcome.LIMITED: "train.max_steps is reached",
+    RunOutcome.REACHED: "train.stop_at_top1 is reached",
+}
 
 
 def attempt_rows(

@@ -26,6 +26,8 @@ from resnet_dist.system.paths import expanded
 
 DEFAULT_CONFIG = "quickstart"
 COMMAND_LINE = "command line"
+ABOUT = "recipe"
+"""Section of a file that holds no settings."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,14 @@ def _read_yaml(path: Path) -> Iterator[tuple[str, Any]]:
         raise UserError(f"--config ({path}): cannot be read as YAML: {message}") from error
     if loaded and not isinstance(loaded, dict):
         raise UserError(f"--config ({path}): must hold sections such as `train:`, not a list")
-    return _flatten(loaded)
+    settings = {key: value for key, value in (loaded or {}).items() if key != ABOUT}
+    return _flatten(settings)
+
+
+def about_of(path: Path) -> dict[str, str]:
+    """What a file says about the recipe in it (section `recipe`), which is no setting."""
+    found = (yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader) or {}).get(ABOUT)
+    return {str(key): str(value) for key, value in (found or {}).items()}
 
 
 def _read_override(override: str, errors: list[str]) -> Iterator[tuple[str, Any]]:

@@ -18,6 +18,11 @@ class TrainConfig:
     """Passes over the training data; the schedules span them."""
     max_steps: int | None = setting(None, ge=1, hint="leave it out for the default", free=True)
     """Stop after this many steps without changing the schedules; null: all epochs."""
+    stop_at_top1: float | None = setting(
+        None, gt=0, le=1, hint="0.759 is MLPerf's target, of 1", free=True
+    )
+    """Stop after the evaluation (of the weights or of their moving average) that reaches this share
+    of correct answers; null: train to the end."""
     max_micro_batch_size: int | None = setting(
         None, ge=1, hint="leave it out for the default", free=True
     )

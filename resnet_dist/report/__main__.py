@@ -41,7 +41,7 @@ def _is_finished(run_dir: Path) -> bool:
     ends = read_lines(run_dir / "ends.jsonl")
     if not ends:
         return not (run_dir / "starts.jsonl").exists()
-    return ends[-1].get("outcome") == Outcome.FINISHED
+    return ends[-1].get("outcome") in (Outcome.FINISHED, Outcome.REACHED)
 
 
 def _read_records(path: Path) -> list[Record]:

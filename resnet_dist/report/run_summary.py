@@ -116,6 +116,10 @@ def evaluation_line(prefix: str, step: int, result: dict[str, float]) -> str:
     )
 
 
+ENDED = (Outcome.FINISHED, Outcome.REACHED)
+"""Outcomes after which the last record is the result."""
+
+
 def closing_report(
     config: Config, folder: Path, outcome: Outcome, step: int, why: str | None
 ) -> None:
@@ -127,7 +131,7 @@ def closing_report(
     records = read_records(folder / "metrics.jsonl")
     if records:
         print(epoch_table(records))
-        print("\n".join(final_lines(records, is_finished=outcome is Outcome.FINISHED)))
+        print("\n".join(final_lines(records, is_finished=outcome in ENDED)))
         if outcome is not Outcome.STOPPED:
             curves = folder / "curves.png"
             write_curves(records, curves, title=config.run.name)
@@ -135,6 +139,9 @@ def closing_report(
     if outcome is Outcome.FINISHED:
         print(f"finished at step {step}; next:\n  tensorboard --logdir {folder}")
         print(f"  {IMAGENET_COMMAND}")
+    elif outcome is Outcome.REACHED:
+        target = f"train.stop_at_top1={config.train.stop_at_top1:g}"
+        print(f"stopped at step {step}: {target} is reached; null trains to the end")
     elif outcome is Outcome.LIMITED:
         print(f"stopped at step {step} by train.max_steps; raise train.max_steps to go on")
     else:

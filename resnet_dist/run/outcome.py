@@ -12,6 +12,8 @@ class Outcome(StrEnum):
     """All epochs are done."""
     LIMITED = "limited"
     """`train.max_steps` is reached; a higher one resumes the run exactly."""
+    REACHED = "reached"
+    """`train.stop_at_top1` is reached; a higher one, or none, resumes the run exactly."""
     STOPPED = "stopped"
     """A signal stopped it; a restart resumes it exactly."""
     DIVERGED = "diverged"

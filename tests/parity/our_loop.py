@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from resnet_dist.build import cadence_of
+from resnet_dist.build import cadence_of, ema_schedule
 from resnet_dist.config import Config
 from resnet_dist.faults.non_finite import NonFiniteGuard
 from resnet_dist.models.build import build_model
@@ -54,6 +54,7 @@ def train_by_pieces(
     lr_of = build_schedule(
         config.schedule, lr=optim.lr, steps_per_epoch=STEPS_PER_EPOCH, num_steps=NUM_STEPS
     )
+    averages = ema_schedule(config.train, STEPS_PER_EPOCH)
     average = ModelEma(model, decay) if decay is not None else None
     take_step = EagerStep(
         network=model,
@@ -67,7 +68,8 @@ def train_by_pieces(
         apply_schedule(take_step.optimizer, lr=lr_of(step), momentum=None)
         converted = replace(batch.ours, images=batch.ours.images.to(dtype))
         take_step(iter([converted]), step=step)
-        if average is not None and cadence.averages(step + 1):
-            average.update(model)
+        decay = averages.decay_at(step + 1)
+        if average is not None and decay is not None:
+            average.update(model, decay)
     assert take_step.guard.read().total == 0
     return model.state_dict(), None if average is None else average.state_dict()

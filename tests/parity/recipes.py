@@ -44,6 +44,21 @@ SETTINGS = {
         "train.ema_decay=0.9",
         "train.ema_every_steps=4",
     ],
+    "resnet50_nvidia_90": [*SHORT, "optim.lr=2e-4", "schedule.warmup_epochs=1"],
+    "resnet50_goyal": [
+        *SHORT,
+        "optim.lr=2e-4",
+        "schedule.warmup_epochs=1",
+        "schedule.milestones=[2,3,4]",
+    ],
+    "resnet50_mlperf_3200": [
+        *SHORT,
+        "optim.lr=0.1",
+        "schedule.warmup_epochs=1",
+        "train.stop_at_top1=null",
+        "eval.first_epoch=null",
+    ],
+    "resnet50_a2": [*SHORT, "optim.lr=2e-4", "optim.weight_decay=2", "schedule.warmup_epochs=1"],
     "resnet50_a3": [*SHORT, "optim.lr=2e-4", "optim.weight_decay=2", "schedule.warmup_epochs=1"],
 }
 """50 steps with all that a recipe has: warm-up, decay, mixing, averaging. The rates are so low that

@@ -38,7 +38,11 @@ TRAINERS: dict[str, Trainer] = {"timm": train_timm, "torchvision": train_torchvi
 PAIRS = [
     ("resnet50_tv_v2", "timm"),
     ("resnet50_tv_v2", "torchvision"),
+    ("resnet50_a2", "timm"),
     ("resnet50_a3", "timm"),
+    ("resnet50_nvidia_90", "timm"),
+    ("resnet50_goyal", "timm"),
+    ("resnet50_mlperf_3200", "timm"),
 ]
 ROUNDING = 1e-10
 """Of float64. Measured: 2e-14 (resnet50_tv_v2; its moving average 9e-13) and 7e-15 (resnet50_a3).

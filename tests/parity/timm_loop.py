@@ -8,6 +8,7 @@ timm's own settings for what we do (clipping: torch's).
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,12 @@ from timm.data import Mixup
 from timm.data import mixup as timm_mixup
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2
-from timm.scheduler import CosineLRScheduler, StepLRScheduler
+from timm.scheduler import (
+    CosineLRScheduler,
+    MultiStepLRScheduler,
+    PolyLRScheduler,
+    StepLRScheduler,
+)
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
@@ -31,6 +37,33 @@ from tests.parity.recipes import (
     State,
     initial_state,
 )
+
+
+class GivenPaths:
+    """What stochastic depth keeps in a step."""
+
+    kept: Tensor | None = None
+
+
+class GivenDropPath(nn.Module):
+    """timm's DropPath, with a choice that is given, not drawn."""
+
+    def __init__(self, paths: GivenPaths, block: int) -> None:
+        super().__init__()
+        self._paths, self._block = paths, block
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self._paths.kept is not None
+        return x * self._paths.kept[:, self._block].to(x.dtype)[:, None, None, None]
+
+
+def _give_paths(model: nn.Module) -> GivenPaths:
+    paths = GivenPaths()
+    stages = (model.layer1, model.layer2, model.layer3, model.layer4)
+    for number, block in enumerate(part for stage in stages for part in stage):  # type: ignore[union-attr]
+        if block.drop_path is not None:  # type: ignore[union-attr]
+            block.drop_path = GivenDropPath(paths, number)  # type: ignore[union-attr]
+    return paths
 
 
 class GivenMixup(Mixup):
@@ -68,7 +101,9 @@ def train_timm(
     config: Config, batches: list[RawBatch], *, as_published: bool
 ) -> tuple[State, State | None]:
     """The weights after all batches, and their moving average, in torch's default dtype."""
-    model = timm.create_model("resnet50", pretrained=False, num_classes=NUM_CLASSES)
+    rate = config.model.stochastic_depth
+    model = timm.create_model("resnet50", num_classes=NUM_CLASSES, drop_path_rate=rate)
+    paths = _give_paths(model)
     model.load_state_dict(initial_state(config))
     dtype = torch.get_default_dtype()
     model = model.to(memory_format=torch.channels_last)
@@ -84,6 +119,7 @@ def train_timm(
         images, targets = (batch.images, batch.labels)
         if batch.mixing is not None:
             images, targets = mixup.mix(batch)
+        paths.kept = batch.ours.kept
         optimizer.zero_grad()
         loss_of(model(images.to(dtype)), targets).backward()
         if config.train.clip_grad_norm is not None and not as_published:
@@ -105,9 +141,12 @@ def _optimizer(config: Config, model: nn.Module, *, as_published: bool) -> torch
     if optim.name == "lamb":  # clips the gradient's norm itself
         limit = config.train.clip_grad_norm if as_published else None
         own = {"betas": optim.betas, "eps": optim.eps, "max_grad_norm": limit}
+    if optim.name == "lars":
+        own = {"trust_coeff": optim.trust_coefficient, "eps": 0.0}
+    names = {"sgd": "nesterov" if optim.nesterov else "momentum"}
     return create_optimizer_v2(
         model,
-        opt={"sgd": "momentum", "lamb": "lamb"}[optim.name],  # timm's "sgd" is Nesterov's
+        opt=names.get(optim.name, optim.name),
         lr=optim.lr,
         weight_decay=optim.weight_decay,
         momentum=optim.momentum,
@@ -120,6 +159,15 @@ def _scheduler(
     config: Config, optimizer: torch.optim.Optimizer, *, as_published: bool
 ) -> Scheduler:
     schedule, unit = config.schedule, 1 if as_published else STEPS_PER_EPOCH
+    if schedule.name == "step" and schedule.warmup_epochs:
+        return MultiStepLRScheduler(
+            optimizer,
+            decay_t=[int(epoch) * unit for epoch in schedule.milestones],
+            decay_rate=schedule.step_factor,
+            warmup_t=int(schedule.warmup_epochs) * unit,
+            warmup_lr_init=config.optim.lr * schedule.warmup_start_factor,
+            t_in_epochs=as_published,
+        )
     if schedule.name == "step":
         return StepLRScheduler(
             optimizer,
@@ -128,7 +176,8 @@ def _scheduler(
             t_in_epochs=as_published,
         )
     warmup = int(schedule.warmup_epochs) * unit
-    return CosineLRScheduler(
+    kind = partial(PolyLRScheduler, power=schedule.power)
+    return (kind if schedule.name == "polynomial" else CosineLRScheduler)(
         optimizer,
         t_initial=config.train.epochs * unit - (0 if as_published else warmup),
         lr_min=schedule.final_lr,

@@ -164,6 +164,7 @@ def cadence(**changes: int | None) -> Cadence:
         steps_per_epoch=10,
         num_steps=35,
         stop_step=changes.get("stop") or 35,
+        target_top1=None,
         log=LogConfig(every_steps=4),
         eval=EvalConfig(
             every_epochs=changes.get("eval_epochs") or 1, first_epoch=changes.get("eval_first")
