@@ -24,12 +24,13 @@ from resnet_dist.data.loaders.loader import EvalLoader, TrainLoader
 from resnet_dist.data.micro_batches import BatchSplit, choose_batch_split
 from resnet_dist.data.specs import digest_of_step
 from resnet_dist.errors import UserError
+from resnet_dist.evaluate.norms import NormRecomputation
 from resnet_dist.faults.guards import sync_build_guards
 from resnet_dist.faults.loss_history import LossHistory
 from resnet_dist.faults.non_finite import NonFiniteGuard
 from resnet_dist.faults.preemption import StopSignal
 from resnet_dist.faults.watchdog import Watchdog
-from resnet_dist.loop import Cadence, Components
+from resnet_dist.loop import Components
 from resnet_dist.metrics.meters import TrainMeter
 from resnet_dist.metrics.recorder import Recorder, build_recorder
 from resnet_dist.metrics.throughput import Throughput
@@ -43,6 +44,7 @@ from resnet_dist.optim.scaling import build_scaler
 from resnet_dist.optim.schedules import build_momentum_schedule, build_schedule, peak_lr
 from resnet_dist.performance.build import sync_build_step
 from resnet_dist.performance.wrap import first_synchronised
+from resnet_dist.run.cadence import cadence_of
 from resnet_dist.run.folder import run_folder
 from resnet_dist.run.versions import versions
 from resnet_dist.state import TrainState
@@ -147,6 +149,7 @@ def build_components(
         ),
         momentum_of=build_momentum_schedule(config.schedule, num_steps=cadence.num_steps),
         ema_decay_of=ema_schedule(train, cadence.steps_per_epoch).decay_at,
+        recompute_norms=norm_recomputation(config, datasets, batch_split, world),
         recorder=recorder,
         saver=saver,
         throughput=Throughput(world.device, global_batch_size=train.global_batch_size),
@@ -225,22 +228,6 @@ def build_records(
     return recorder, saver
 
 
-def cadence_of(config: Config, num_samples: int) -> Cadence:
-    """What is due when."""
-    steps_per_epoch = num_samples // config.train.global_batch_size
-    num_steps = steps_per_epoch * config.train.epochs
-    return Cadence(
-        steps_per_epoch=steps_per_epoch,
-        num_steps=num_steps,
-        target_top1=config.train.stop_at_top1,
-        stop_step=min(num_steps, config.train.max_steps or num_steps),
-        log=config.log,
-        eval=config.eval,
-        checkpoint=config.checkpoint,
-        faults=config.faults,
-    )
-
-
 def ema_schedule(train: TrainConfig, steps_per_epoch: int) -> EmaSchedule:
     """When the moving average is updated, and by what decay."""
     return EmaSchedule(
@@ -248,6 +235,21 @@ def ema_schedule(train: TrainConfig, steps_per_epoch: int) -> EmaSchedule:
         every_steps=train.ema_every_steps,
         start_step=round(train.ema_start_epoch * steps_per_epoch),
         ramp=train.ema_ramp,
+    )
+
+
+def norm_recomputation(
+    config: Config, datasets: Datasets, batch_split: BatchSplit, world: World
+) -> NormRecomputation | None:
+    """What computes the average's batch norm, if that is asked for; it reads data on its own."""
+    train = config.train
+    if train.ema_norm_steps is None:
+        return None
+    return NormRecomputation(
+        loader=train_loader(config, datasets, batch_split, world),
+        num_steps=train.ema_norm_steps,
+        autocast_dtype=AUTOCAST_DTYPES[train.precision],
+        is_synchronised=train.sync_batch_norm and world.size > 1,
     )
 
 

@@ -9,17 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from resnet_dist.checkpoint.saver import Saver
-from resnet_dist.config import CheckpointConfig, EvalConfig, FaultsConfig, LogConfig
 from resnet_dist.data.batch import Batch
 from resnet_dist.data.loaders.loader import TrainLoader
 from resnet_dist.errors import LoaderError
 from resnet_dist.evaluate.forward import sync_evaluate
+from resnet_dist.evaluate.norms import NormRecomputation
 from resnet_dist.faults.guards import Guards
 from resnet_dist.faults.preemption import StopSignal
 from resnet_dist.faults.watchdog import BatchSource, Phase
@@ -27,6 +28,7 @@ from resnet_dist.metrics.null import PARTIAL
 from resnet_dist.metrics.recorder import Recorder
 from resnet_dist.metrics.throughput import Throughput
 from resnet_dist.optim.schedules import apply_schedule
+from resnet_dist.run.cadence import Cadence
 from resnet_dist.run.outcome import Outcome
 from resnet_dist.state import TrainState
 from resnet_dist.step import Step
@@ -34,62 +36,6 @@ from resnet_dist.world import World, sync_attempt, sync_broadcast_, sync_sum_
 
 MAX_GRID_IMAGES = 64
 """Most images in the grid of the first batch."""
-
-
-@dataclass(frozen=True)
-class Cadence:
-    """What is due after which step: pure functions of the number of completed steps."""
-
-    steps_per_epoch: int
-    num_steps: int
-    """Steps of all epochs."""
-    stop_step: int
-    """The last step to do now."""
-    target_top1: float | None
-    """Accuracy after which the run ends, of 1."""
-    log: LogConfig
-    eval: EvalConfig
-    checkpoint: CheckpointConfig
-    faults: FaultsConfig
-
-    def is_reached(self, top1: float) -> bool:
-        """Whether an accuracy ends the run."""
-        return self.target_top1 is not None and top1 >= self.target_top1
-
-    def end_of(self, step: int) -> Outcome:
-        """How a start ends that came to its last step."""
-        if step < self.stop_step:
-            return Outcome.REACHED
-        return Outcome.FINISHED if step == self.num_steps else Outcome.LIMITED
-
-    def logs(self, step: int) -> bool:
-        """Every `log.every_steps`, and at the end of each epoch."""
-        return step % self.log.every_steps == 0 or step % self.steps_per_epoch == 0
-
-    def evaluates(self, step: int) -> bool:
-        """Every `eval.every_epochs` from `eval.first_epoch` on, and after the last step."""
-        every = self.eval.every_epochs
-        first = every if self.eval.first_epoch is None else self.eval.first_epoch
-        since_first = step - first * self.steps_per_epoch
-        is_due = since_first >= 0 and since_first % (every * self.steps_per_epoch) == 0
-        return is_due or step == self.num_steps
-
-    def saves(self, step: int) -> bool:
-        """Every `checkpoint.every_steps`, every `checkpoint.every_epochs`, and at the end."""
-        every = self.checkpoint.every_steps
-        return (
-            step == self.stop_step
-            or (every is not None and step % every == 0)
-            or self._ends_epochs(step, self.checkpoint.every_epochs)
-        )
-
-    def checks_replicas(self, step: int) -> bool:
-        """Every `faults.replica_check_every_steps`, and before the save at the end of an epoch."""
-        every = self.faults.replica_check_every_steps
-        return every is not None and (step % every == 0 or self._ends_epochs(step, 1))
-
-    def _ends_epochs(self, step: int, epochs: int) -> bool:
-        return step % (epochs * self.steps_per_epoch) == 0 or step == self.num_steps
 
 
 @dataclass(frozen=True)
@@ -107,6 +53,8 @@ class Components:
     momentum_of: Callable[[int], float] | None
     ema_decay_of: Callable[[int], float | None]
     """Decay of the moving average after so many steps; None: no update."""
+    recompute_norms: NormRecomputation | None
+    """Before the average is evaluated; None: its statistics are averages too."""
     recorder: Recorder
     saver: Saver
     throughput: Throughput
@@ -274,6 +222,9 @@ def _sync_evaluate(state: TrainState, use: Components) -> bool:
     with use.throughput.paused():
         values = _evaluate(state.model, use, "val/")
         if state.average is not None:
+            if use.recompute_norms is not None:
+                beat = partial(use.guards.watchdog.beat, state.step, Phase.EVALUATION)
+                use.recompute_norms.sync_apply(state.average.module, state.step, beat)
             values |= _evaluate(state.average.module, use, "val/ema_")
     _record(state, use, values)
     top1 = max(values["val/top1"], values.get("val/ema_top1", 0.0))

@@ -17,6 +17,7 @@ from resnet_dist.faults.non_finite import NonFiniteGuard
 from resnet_dist.metrics.meters import TrainMeter
 from resnet_dist.optim.ema import ModelEma
 from resnet_dist.optim.lars import LARS
+from resnet_dist.optim.muon import Muon
 from resnet_dist.optim.sgdw import SGDW
 
 
@@ -44,7 +45,7 @@ class TrainState:
     def num_bytes(self) -> int:
         """About what a checkpoint takes, bytes, the optimizer's state included."""
         model: int = sum(tensor.nbytes for tensor in self.model.state_dict().values())
-        moments = 1 if isinstance(self.optimizer, torch.optim.SGD | LARS | SGDW) else 2
+        moments = 1 if isinstance(self.optimizer, torch.optim.SGD | LARS | SGDW | Muon) else 2
         return model * (1 + moments + (self.average is not None))
 
     def state_dict(self) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from resnet_dist.build import (
     build_components,
     build_records,
     build_state,
-    cadence_of,
     describe_next_batch,
     fingerprint_of,
     samples_of,
@@ -41,6 +40,7 @@ from resnet_dist.faults.watchdog import sync_build_watchdog
 from resnet_dist.loop import Components, fit
 from resnet_dist.performance.build import choose_preset
 from resnet_dist.report import run_summary
+from resnet_dist.run.cadence import cadence_of
 from resnet_dist.run.folder import prepare_run_folder, run_folder, write_end, write_facts
 from resnet_dist.run.lock import sync_own_run_folder
 from resnet_dist.run.outcome import Outcome

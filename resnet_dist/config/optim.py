@@ -12,9 +12,10 @@ from resnet_dist.config.setting import check_section, setting
 class OptimConfig:
     """The optimizer."""
 
-    name: Literal["sgd", "sgdw", "adam", "adamw", "lars", "lamb"] = setting("sgd")
+    name: Literal["sgd", "sgdw", "adam", "adamw", "lars", "lamb", "muon"] = setting("sgd")
     """sgd couples weight decay to the gradient, and so does adam; sgdw and adamw decouple it. lars
-    and lamb are sgd and adamw with a learning rate of its own for each layer, for large batches."""
+    and lamb are sgd and adamw with a learning rate of its own for each layer, for large batches.
+    muon: orthogonal updates of convolutions (Jordan 2024), Nesterov's sgd for the rest."""
     lr: float = setting(0.1, gt=0, hint="0.1 per 256 is usual")
     """Peak learning rate for `train.global_batch_size`."""
     lr_batch_size: int | None = setting(None, ge=1, hint="256 is usual, or leave it out")
@@ -23,7 +24,9 @@ class OptimConfig:
     head_lr_factor: float = setting(1.0, gt=0, hint="1, or 10 for fine-tuning")
     """Learning rate of the last layer, as a multiple of the others' (fine-tuning: 10)."""
     momentum: float = setting(0.9, ge=0, lt=1, hint="0.9 is usual")
-    """Momentum of sgd, sgdw and lars."""
+    """Momentum of sgd, sgdw, lars and muon."""
+    other_lr_factor: float = setting(1.0, gt=0, hint="1 is the default")
+    """muon only: learning rate of all but convolutions, as a multiple of theirs."""
     nesterov: bool = setting(False)
     """Nesterov's momentum; sgd and sgdw only."""
     betas: tuple[float, float] = setting((0.9, 0.999), ge=0, lt=1, hint="[0.9, 0.999] is usual")
@@ -63,6 +66,13 @@ class OptimConfig:
             self.momentum_correction,
             f"does not go with optim.name={self.name}",
             "leave it out, or set optim.name=lars",
+        )
+        rules.require(
+            self.name == "muon" or self.other_lr_factor == 1,
+            "optim.other_lr_factor",
+            self.other_lr_factor,
+            f"does not go with optim.name={self.name}",
+            "leave it out, or set optim.name=muon",
         )
         rules.require(
             not self.nesterov or self.momentum != 0,

@@ -61,6 +61,9 @@ class TrainConfig:
     ema_start_epoch: float = setting(0.0, ge=0, hint="0 averages from the start")
     """Until this epoch the moving average is a copy of the weights (torchvision's references:
     until the end of the warm-up)."""
+    ema_norm_steps: int | None = setting(None, ge=1, hint="20 or more, or leave it out")
+    """Before each evaluation compute batch norm's statistics again at the averaged weights, from
+    the batches of so many steps (the last ones). null: they are averaged, like the weights."""
     ema_ramp: bool = setting(False)
     """Lower the decay at first: after n updates it is at most (1 + n) / (10 + n)."""
 
@@ -73,7 +76,11 @@ class TrainConfig:
             "excludes train.clip_grad_value",
             "set one of the two to null",
         )
-        for name, value in (("start_epoch", self.ema_start_epoch), ("ramp", self.ema_ramp)):
+        for name, value in (
+            ("start_epoch", self.ema_start_epoch),
+            ("ramp", self.ema_ramp),
+            ("norm_steps", self.ema_norm_steps),
+        ):
             rules.require(
                 self.ema_decay is not None or not value,
                 f"train.ema_{name}",

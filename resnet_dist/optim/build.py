@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from resnet_dist.config import OptimConfig
-from resnet_dist.optim.groups import parameter_groups
+from resnet_dist.optim.groups import filters_apart, parameter_groups
 from resnet_dist.optim.lamb import LAMB
 from resnet_dist.optim.lars import LARS
+from resnet_dist.optim.muon import Muon
 from resnet_dist.optim.sgdw import SGDW
 
 # One kernel for all parameters, and under loss scaling the decision to skip stays on the device.
@@ -39,6 +40,8 @@ def build_optimizer(
         head=head,
         head_lr_factor=config.head_lr_factor,
     )
+    if config.name == "muon":
+        groups = filters_apart(groups, config.other_lr_factor)
     devices = {parameter.device.type for group in groups for parameter in group["params"]}
     fused = devices <= _FUSED_DEVICES
     optimizer = _build(config, groups, lr=peak_lr, fused=fused)
@@ -78,6 +81,8 @@ def _build(
                 trust_coefficient=config.trust_coefficient,
                 momentum_correction=config.momentum_correction,
             )
+        case "muon":
+            return Muon(groups, lr=lr, momentum=config.momentum)
         case "lamb":
             return LAMB(groups, lr=lr, betas=config.betas, eps=config.eps)
         case "adamw":

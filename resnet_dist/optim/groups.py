@@ -37,6 +37,21 @@ def parameter_groups(
     return groups
 
 
+def filters_apart(groups: list[dict[str, Any]], other_lr_factor: float) -> list[dict[str, Any]]:
+    """For Muon: filters of convolutions (`is_matrix`) in groups of their own, the learning rate of
+    the others times `other_lr_factor`."""
+    result = []
+    for group in groups:
+        filters = [parameter for parameter in group["params"] if parameter.ndim == 4]
+        others = [parameter for parameter in group["params"] if parameter.ndim != 4]
+        if filters:
+            result.append({**group, "params": filters, "is_matrix": True})
+        if others:
+            factor = other_lr_factor * group.get("lr_factor", 1.0)
+            result.append({**group, "params": others, "lr_factor": factor})
+    return result
+
+
 def _by_dimensions(
     trained: list[nn.Parameter], weight_decay: float, decay_norm_and_bias: bool
 ) -> list[dict[str, Any]]:

@@ -29,6 +29,7 @@ EVERYTHING = [
     "train.ema_decay=0.9",
     "train.ema_ramp=true",
     "train.ema_start_epoch=0.5",
+    "train.ema_norm_steps=3",
     # Backward of a 1x1 convolution with stride 2 and 8 channels, channels-last, odd batch: with two
     # threads torch 2.15 writes beyond its memory.
     "performance.num_threads=1",
@@ -54,10 +55,15 @@ def test_the_number_of_ranks_does_not_change_the_curve(
     assert len(losses(whole)) == 10
     assert losses(run_dir) == pytest.approx(losses(whole), rel=1e-4)
     one, three = (
-        [record["val/loss"] for record in records(run) if "val/loss" in record]
+        [
+            record[tag]
+            for record in records(run)
+            for tag in ("val/loss", "val/ema_loss")
+            if tag in record
+        ]
         for run in (whole, run_dir)
     )
-    assert len(one) == 2
+    assert len(one) == 4
     assert three == pytest.approx(one, rel=1e-3)
     assert newest_checkpoint(run_dir)["next_batch"] == newest_checkpoint(whole)["next_batch"]
 

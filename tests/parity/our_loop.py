@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from resnet_dist.build import cadence_of, ema_schedule
+from resnet_dist.build import ema_schedule
 from resnet_dist.config import Config
 from resnet_dist.faults.non_finite import NonFiniteGuard
 from resnet_dist.models.build import build_model
@@ -20,6 +20,7 @@ from resnet_dist.optim.ema import ModelEma
 from resnet_dist.optim.scaling import build_scaler
 from resnet_dist.optim.schedules import apply_schedule, build_schedule
 from resnet_dist.performance.build import step_settings
+from resnet_dist.run.cadence import cadence_of
 from resnet_dist.step import EagerStep
 from tests.launch import newest_checkpoint
 from tests.parity.recipes import (

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from resnet_dist.__main__ import VERBS
-from resnet_dist.build import build_state, cadence_of, ema_schedule
+from resnet_dist.build import build_state, ema_schedule
 from resnet_dist.config import Config
 from resnet_dist.config.load import load_config, shipped_configs
 from resnet_dist.data import datasets as opened
@@ -22,6 +22,7 @@ from resnet_dist.optim.schedules import Schedule, apply_schedule, build_schedule
 from resnet_dist.performance.build import sync_build_step
 from resnet_dist.recipes.__main__ import completion, head, main
 from resnet_dist.recipes.table import recipes
+from resnet_dist.run.cadence import cadence_of
 from resnet_dist.world import World
 
 WORLD = World(0, 1, 0, 1, torch.device("cpu"))

@@ -13,9 +13,9 @@ from torch.nn.functional import cross_entropy
 from resnet_dist.config import CheckpointConfig, EvalConfig, FaultsConfig, LogConfig, LossConfig
 from resnet_dist.data.batch import Batch
 from resnet_dist.faults.non_finite import NonFiniteGuard
-from resnet_dist.loop import Cadence
 from resnet_dist.optim.sam import Sharpness
 from resnet_dist.optim.scaling import build_scaler
+from resnet_dist.run.cadence import Cadence
 from resnet_dist.step import EagerStep, StepSettings
 
 Seen = list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]

@@ -15,6 +15,7 @@ from resnet_dist.data.specs import drop_rates
 from resnet_dist.errors import UserError
 from resnet_dist.models.blur import BlurConv2d, BlurMaxPool2d, blur
 from resnet_dist.models.build import build_model
+from resnet_dist.models.statistics import recomputed_statistics
 
 
 def _build(**settings: Any) -> nn.Module:
@@ -134,3 +135,24 @@ def test_less_is_held_for_the_backward_pass() -> None:
             model(_images(size=128))
         sizes.append(held)
     assert sizes[1] < 0.5 * sizes[0]
+
+
+def test_statistics_are_the_means_over_the_batches() -> None:
+    model = _build().eval()
+    norm = model.get_submodule("bn1")
+    assert isinstance(norm, nn.BatchNorm2d)
+    batches = [_images(size=64), _images(8, 64).flip(0)[:6], _images(3, 64) + 1]
+    with torch.no_grad():
+        maps = [model.get_submodule("conv1")(images) for images in batches]
+    count_before = int(norm.num_batches_tracked or 0)
+    with recomputed_statistics(model) as count, torch.no_grad():
+        for images in batches:
+            count()
+            model(images)
+    assert norm.momentum == 0.1
+    assert int(norm.num_batches_tracked or 0) == count_before
+    assert not model.training
+    means = torch.stack([one.mean(dim=(0, 2, 3)) for one in maps]).mean(0)
+    variances = torch.stack([one.var(dim=(0, 2, 3)) for one in maps]).mean(0)
+    torch.testing.assert_close(norm.running_mean, means, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(norm.running_var, variances, rtol=1e-4, atol=1e-5)

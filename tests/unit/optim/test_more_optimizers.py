@@ -15,6 +15,7 @@ from resnet_dist.config import Config, OptimConfig, ScheduleConfig, TrainConfig
 from resnet_dist.errors import UserError
 from resnet_dist.optim.build import build_optimizer
 from resnet_dist.optim.ema import EmaSchedule
+from resnet_dist.optim.muon import orthogonalised
 from resnet_dist.optim.sam import Sharpness
 from resnet_dist.optim.schedules import apply_schedule, build_schedule, peak_lr
 
@@ -102,7 +103,40 @@ def test_momentum_correction_matters_only_while_the_rate_changes() -> None:
     torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", ["sgdw", "lars"])
+def test_muon_is_torchs_on_filters_taken_as_matrices() -> None:
+    model = _model()
+    filters = model[0].weight  # type: ignore[index]
+    assert isinstance(filters, nn.Parameter)
+    matrix = nn.Parameter(filters.detach().reshape(4, -1).clone())
+    config = OptimConfig(name="muon", lr=2.0, weight_decay=0.01, other_lr_factor=0.1)
+    optimizer = build_optimizer(config, model)
+    theirs = torch.optim.Muon([matrix], lr=2.0, weight_decay=0.01, momentum=0.9)
+    start = model[3].weight.detach().clone()  # type: ignore[index, union-attr]
+    expected, velocity = start.double(), torch.zeros_like(start).double()
+    for step, lr in enumerate(RATES):
+        _set_gradients(model, step)
+        assert filters.grad is not None
+        matrix.grad = filters.grad.reshape(4, -1).clone()
+        apply_schedule(optimizer, lr=lr, momentum=None)
+        apply_schedule(theirs, lr=lr, momentum=None)
+        optimizer.step()
+        theirs.step()
+        gradient = model[3].weight.grad.double()  # type: ignore[index, union-attr]
+        velocity = 0.9 * velocity + gradient
+        expected = expected * (1 - 0.1 * lr * 0.01) - 0.1 * lr * (gradient + 0.9 * velocity)
+    # In bfloat16, over rates that add up to 4.3.
+    torch.testing.assert_close(filters.detach().reshape(4, -1), matrix.detach(), rtol=0, atol=0.06)
+    torch.testing.assert_close(model[3].weight.detach().double(), expected, rtol=1e-5, atol=1e-5)  # type: ignore[index, union-attr]
+
+
+def test_an_orthogonal_update_has_singular_values_near_one() -> None:
+    for shape in ((8, 30), (30, 8)):
+        found = orthogonalised(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
+        values = torch.linalg.svdvals(found.float())
+        assert 0.3 < float(values.min()) < float(values.max()) < 1.4
+
+
+@pytest.mark.parametrize("name", ["sgdw", "lars", "muon"])
 def test_a_skipped_step_changes_nothing(name: str) -> None:
     model = _model()
     optimizer = build_optimizer(
