@@ -51,6 +51,7 @@ from resnet_dist.state import TrainState
 from resnet_dist.step import AUTOCAST_DTYPES
 from resnet_dist.system.failpoints import failpoint
 from resnet_dist.weights.start import sync_start_from_weights
+from resnet_dist.weights.teacher import Teacher, sync_open_teacher
 from resnet_dist.world import World, threads_per_rank
 
 
@@ -131,7 +132,8 @@ def build_components(
     train = config.train
     batch_split = choose_batch_split(train, world.size)
     cadence = cadence_of(config, len(datasets.train))
-    step = sync_build_step(config, state, batch_split, world=world)
+    teacher = sync_teacher(config, datasets, world)
+    step = sync_build_step(config, state, batch_split, world=world, teacher=teacher)
     speed = config.performance.speed_on(world.device.type)
     first = first_synchronised(step.network, speed=speed)
     recorder, saver = build_records(config, state, datasets, checkpoints, world)
@@ -226,6 +228,17 @@ def build_records(
         tell=recorder.message,
     )
     return recorder, saver
+
+
+def sync_teacher(config: Config, datasets: Datasets, world: World) -> Teacher | None:
+    """The network of `loss.teacher`; None: there is none. All ranks must call it."""
+    return sync_open_teacher(
+        config.loss,
+        datasets.data,
+        classes=datasets.train.classes,
+        num_classes=datasets.num_classes,
+        world=world,
+    )
 
 
 def ema_schedule(train: TrainConfig, steps_per_epoch: int) -> EmaSchedule:

@@ -16,7 +16,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+from torch.nn.functional import (
+    binary_cross_entropy_with_logits,
+    cross_entropy,
+    kl_div,
+    log_softmax,
+)
 
 from resnet_dist.config import LossConfig
 from resnet_dist.data.batch import Batch, MixedLabels
@@ -46,6 +51,14 @@ def loss_sum(
         for target in (labels, mixed.paired)
     )
     return (mixed.lam * own + (1.0 - mixed.lam) * others).sum()
+
+
+def distillation_sum(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """temperature ** 2 * KL(teacher || network), both softened, summed over a batch: scalar from
+    `[n, classes]` each (Hinton et al. 2015, arXiv:1503.02531, section 2)."""
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    own, wanted = (log_softmax(each.to(wide) / temperature, dim=1) for each in (logits, teacher))
+    return kl_div(own, wanted, reduction="sum", log_target=True) * temperature**2
 
 
 def soft_targets(

@@ -18,9 +18,10 @@ from torch import nn
 from resnet_dist.config import LossConfig
 from resnet_dist.data.batch import Batch
 from resnet_dist.faults.non_finite import NonFiniteGuard
-from resnet_dist.loss import loss_sum, main_labels
+from resnet_dist.loss import distillation_sum, loss_sum, main_labels
 from resnet_dist.models.statistics import kept_statistics
 from resnet_dist.optim.sam import Sharpness
+from resnet_dist.weights.teacher import Teacher
 
 AUTOCAST_DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """Autocast type of each `train.precision`; None: none."""
@@ -73,6 +74,8 @@ class EagerStep:
     settings: StepSettings
     on_logits: OnLogits
     guard: NonFiniteGuard
+    teacher: Teacher | None = None
+    """A network that this one learns from; None: none."""
     sharpness: Sharpness | None = None
     """Sharpness-aware minimisation; None: none."""
     seed_forward: Callable[[int], None] | None = None
@@ -121,7 +124,14 @@ class EagerStep:
 
     def loss_of(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
         """The loss summed over the micro-batch, float32 scalar."""
-        return loss_sum(logits, batch.labels, batch.mixed, self.settings.loss)
+        own = loss_sum(logits, batch.labels, batch.mixed, self.settings.loss)
+        if self.teacher is None:
+            return own
+        with autocast(batch.images.device, self.settings.autocast_dtype):
+            wanted = self.teacher.logits(batch.images)
+        share = self.teacher.weight
+        taught = distillation_sum(logits, wanted, self.teacher.temperature)
+        return (1.0 - share) * own + share * taught
 
     def update(self, *, step: int | torch.Tensor) -> torch.Tensor:
         """Clip, and update the parameters, of which then none has a gradient. Returns the norm."""

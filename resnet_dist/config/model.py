@@ -171,6 +171,13 @@ class LossConfig:
     """binary_cross_entropy: one yes-or-no question per class (Wightman et al. 2021, section 2)."""
     label_smoothing: float = setting(0.0, ge=0, lt=1, hint="0.1 is usual")
     """Share of the target spread evenly over all classes (Szegedy et al. 2016)."""
+    teacher: str | None = setting(None)
+    """Learn from a trained network as well (Hinton et al. 2015): any file that `model.weights`
+    takes, or a run folder. It sees the same augmented images. null: none."""
+    teacher_weight: float = setting(0.5, gt=0, le=1, hint="0.5 is the default")
+    """Share of the teacher's part in the loss, the divergence from its outputs."""
+    teacher_temperature: float = setting(1.0, gt=0, hint="1 to 4 are usual")
+    """What both networks' logits are divided by there. Its gradients are scaled by the square."""
     bce_sum_classes: bool = setting(False)
     """Add up the binary cross-entropies of a sample's classes (timm's --bce-sum, composer) instead
     of taking their mean (timm's default)."""

@@ -30,11 +30,17 @@ from resnet_dist.performance.wrap import warm_up_buckets, wrap_model
 from resnet_dist.state import TrainState
 from resnet_dist.step import AUTOCAST_DTYPES, EagerStep, Step, StepSettings
 from resnet_dist.system.failpoints import is_armed
+from resnet_dist.weights.teacher import Teacher
 from resnet_dist.world import World
 
 
 def sync_build_step(
-    config: Config, state: TrainState, batch_split: BatchSplit, *, world: World
+    config: Config,
+    state: TrainState,
+    batch_split: BatchSplit,
+    *,
+    world: World,
+    teacher: Teacher | None = None,
 ) -> Step:
     """How a training step is taken: wraps the model, and captures it if that is asked for. All
     ranks must call it."""
@@ -62,6 +68,7 @@ def sync_build_step(
         settings=step_settings(config, batch_split),
         on_logits=state.meter.update,
         guard=state.guard,
+        teacher=teacher,
         sharpness=None
         if train.sam_rho is None
         else Sharpness(train.sam_rho, every_steps=train.sam_every_steps),

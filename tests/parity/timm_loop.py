@@ -162,7 +162,7 @@ def _scheduler(
     if schedule.name == "step" and schedule.warmup_epochs:
         return MultiStepLRScheduler(
             optimizer,
-            decay_t=[int(epoch) * unit for epoch in schedule.milestones],
+            decay_t=[int(epoch) * unit + 1 for epoch in schedule.milestones],  # it looks at t + 1
             decay_rate=schedule.step_factor,
             warmup_t=int(schedule.warmup_epochs) * unit,
             warmup_lr_init=config.optim.lr * schedule.warmup_start_factor,
