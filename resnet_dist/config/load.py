@@ -192,7 +192,7 @@ def _typed(leaves: Mapping[str, tuple[Any, str]], errors: list[str]) -> dict[str
             typed[key] = _converted(value, key, hints[key])
         except (OmegaConfBaseException, ValueError) as error:
             text, remedy = _first_line(error), _value_hint(value, hints[key])
-            if "$VALUE" in text:  # OmegaConf does not fill it in for the elements of a tuple
+            if "$VALUE" in text or "TupleConfig" in text:  # OmegaConf's own words for a list
                 text = f"must be {type_in_words(hints[key])}"
             errors.append(f"{key} ({value!r}, from {source}): {text}{remedy}")
     return typed
@@ -207,6 +207,8 @@ def _converted(value: Any, key: str, hint: Any) -> Any:
             raise ValueError(f"must be text, not {'null' if value is None else 'a list or keys'}")
         return value
     elements = value if isinstance(value, list) else [value]
+    if any(isinstance(element, dict | list) for element in elements):
+        raise ValueError(f"must be {type_in_words(hint)}, not keys or a list of lists")
     if any("${" in str(element) or element == "???" for element in elements):
         raise ValueError("references to other values are not resolved; give the value itself")
     elements = [_YAML_NUMBERS.get(str(element).lower(), element) for element in elements]
