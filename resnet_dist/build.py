@@ -82,8 +82,10 @@ def check_batch_norm(config: Config, world: World) -> None:
     """Raise UserError where a batch norm would see a single value per channel."""
     split = choose_batch_split(config.train, world.size)
     smallest = split.smallest_micro_batch
-    if config.train.sync_batch_norm:
+    if config.train.norm_spans_all:
         smallest = config.train.global_batch_size // split.accumulation_steps
+    elif config.train.sync_batch_norm:
+        smallest *= config.train.sync_batch_norm_ranks or 1
     size = train_size(config.augment, config.data.train_size, 0)
     is_ours = not config.model.is_foreign and config.model.freeze in ("none", "stage1")
     if is_ours and smallest == 1 and smallest_map(config.model, size) == 1:

@@ -176,9 +176,11 @@ def _change_notes(saved: dict[str, Any], config: Config, current: dict[str, Any]
             f"{before['accumulation_steps']}, so batch norm sees groups of another size; "
             f"train.accumulation_steps={before['accumulation_steps']} would keep them"
         )
-    if before["world_size"] != now["world_size"] and not config.train.sync_batch_norm:
+    if before["world_size"] != now["world_size"] and not config.train.norm_spans_all:
+        ranks = config.train.sync_batch_norm_ranks
+        which = f"sync_batch_norm_ranks={ranks}" if ranks else "sync_batch_norm=false"
         notes.append(
             f"{now['world_size']} ranks instead of {before['world_size']} with "
-            f"train.sync_batch_norm=false: batch norm sees groups of another size"
+            f"train.{which}: batch norm sees groups of another size"
         )
     return notes

@@ -67,6 +67,11 @@ class TrainConfig:
     ema_ramp: bool = setting(False)
     """Lower the decay at first: after n updates it is at most (1 + n) / (10 + n)."""
 
+    @property
+    def norm_spans_all(self) -> bool:
+        """Whether batch norm's statistics are those of the whole batch, and equal on all ranks."""
+        return self.sync_batch_norm and self.sync_batch_norm_ranks is None
+
     def __post_init__(self) -> None:
         rules = check_section(self, "train")
         rules.require(

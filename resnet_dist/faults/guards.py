@@ -59,6 +59,6 @@ def sync_build_guards(
             model,
             optimizer,
             world,
-            with_buffers=config.train.sync_batch_norm,
+            with_buffers=config.train.norm_spans_all,
         ),
     )

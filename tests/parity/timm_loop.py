@@ -166,6 +166,7 @@ def _scheduler(
             decay_rate=schedule.step_factor,
             warmup_t=int(schedule.warmup_epochs) * unit,
             warmup_lr_init=config.optim.lr * schedule.warmup_start_factor,
+            warmup_prefix=False,
             t_in_epochs=as_published,
         )
     if schedule.name == "step":
