@@ -13,7 +13,7 @@ import torch
 
 from resnet_dist.checkpoint.manager import CheckpointManager
 from resnet_dist.checkpoint.saver import BackgroundSaver, NullSaver, Saver
-from resnet_dist.config import Config, TrainConfig
+from resnet_dist.config import Config
 from resnet_dist.config.load import to_flat
 from resnet_dist.data.augment.device_stage import to_uint8
 from resnet_dist.data.augment.progressive import train_size
@@ -152,7 +152,7 @@ def build_components(
             num_steps=cadence.num_steps,
         ),
         momentum_of=build_momentum_schedule(config.schedule, num_steps=cadence.num_steps),
-        ema_decay_of=ema_schedule(train, cadence.steps_per_epoch).decay_at,
+        ema_decay_of=EmaSchedule.of(train, cadence.steps_per_epoch).decay_at,
         recompute_norms=norm_recomputation(config, datasets, batch_split, world),
         recorder=recorder,
         saver=saver,
@@ -240,16 +240,6 @@ def sync_teacher(config: Config, datasets: Datasets, world: World) -> Teacher | 
         classes=datasets.train.classes,
         num_classes=datasets.num_classes,
         world=world,
-    )
-
-
-def ema_schedule(train: TrainConfig, steps_per_epoch: int) -> EmaSchedule:
-    """When the moving average is updated, and by what decay."""
-    return EmaSchedule(
-        decay=train.ema_decay or 0.0,
-        every_steps=train.ema_every_steps,
-        start_step=round(train.ema_start_epoch * steps_per_epoch),
-        ramp=train.ema_ramp,
     )
 
 

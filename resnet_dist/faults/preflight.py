@@ -15,13 +15,13 @@ import torch
 import torch.distributed
 
 from resnet_dist.errors import AgreedError
-from resnet_dist.run.versions import package_versions
+from resnet_dist.run.versions import DALI, package_versions
 from resnet_dist.world import World, sync_gather_objects
 
 _NUM_ELEMENTS = 1 << 18
 """Size of the tensor that is summed: 1 MiB, several packets and several of NCCL's chunks."""
 
-_SAME_ON_ALL = ("torch", "nvidia-dali-cuda130", "numpy", "resnet_dist")
+_SAME_ON_ALL = ("torch", DALI, "numpy", "resnet_dist")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from resnet_dist.config import TrainConfig
+
 
 def _tensors(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(), *module.buffers()]
@@ -23,6 +25,12 @@ class EmaSchedule:
     start_step: int
     """Up to this step the average is a copy."""
     ramp: bool
+
+    @classmethod
+    def of(cls, train: TrainConfig, steps_per_epoch: int) -> EmaSchedule:
+        """The schedule that the settings say."""
+        start = round(train.ema_start_epoch * steps_per_epoch)
+        return cls(train.ema_decay or 0.0, train.ema_every_steps, start, train.ema_ramp)
 
     def decay_at(self, step: int) -> float | None:
         """The decay of the update after `step` steps; None if there is none."""

@@ -8,10 +8,15 @@ import platform
 import subprocess
 from pathlib import Path
 
+from resnet_dist.run import dali_package
+
 REVISION_FILE = "revision.txt"
 """File in a copy of this package with the git revision that it was copied from."""
 
-_PACKAGES = ("torch", "torchvision", "nvidia-dali-cuda130", "numpy", "omegaconf", "resnet_dist")
+_PACKAGES = ("torch", "torchvision", "numpy", "omegaconf", "resnet_dist")
+
+
+DALI = "nvidia-dali"
 
 
 @functools.cache
@@ -23,6 +28,7 @@ def package_versions() -> dict[str, str]:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             found[package] = "not installed"
+    found[DALI] = dali_package.version()
     return found
 
 

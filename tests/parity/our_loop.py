@@ -11,12 +11,11 @@ from pathlib import Path
 
 import torch
 
-from resnet_dist.build import ema_schedule
 from resnet_dist.config import Config
 from resnet_dist.faults.non_finite import NonFiniteGuard
 from resnet_dist.models.build import build_model
 from resnet_dist.optim.build import build_optimizer
-from resnet_dist.optim.ema import ModelEma
+from resnet_dist.optim.ema import EmaSchedule, ModelEma
 from resnet_dist.optim.scaling import build_scaler
 from resnet_dist.optim.schedules import apply_schedule, build_schedule
 from resnet_dist.performance.build import step_settings
@@ -55,7 +54,7 @@ def train_by_pieces(
     lr_of = build_schedule(
         config.schedule, lr=optim.lr, steps_per_epoch=STEPS_PER_EPOCH, num_steps=NUM_STEPS
     )
-    averages = ema_schedule(config.train, STEPS_PER_EPOCH)
+    averages = EmaSchedule.of(config.train, STEPS_PER_EPOCH)
     average = ModelEma(model, decay) if decay is not None else None
     take_step = EagerStep(
         network=model,

@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from resnet_dist import train
-from resnet_dist.data.loaders import choice
-from resnet_dist.run import folder
+from resnet_dist.run import dali_package, folder
 from resnet_dist.run.lock import own_run_folder
 from tests.launch import TINY
 
@@ -193,9 +192,7 @@ def test_run_folder_that_is_a_file(run: Run, image_root: Path, tmp_path: Path) -
 
 
 def test_dali_missing(run: Run, image_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        choice, "_is_dali_installed", lambda: False
-    )  # a mock: DALI is installed here
+    monkeypatch.setattr(dali_package, "installed", lambda: None)  # a mock: DALI is installed here
     code, error = run("data.loader=dali", root=image_root)
     assert code == 2
     assert "data.loader=torch" in error

@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from resnet_dist.__main__ import VERBS
-from resnet_dist.build import build_state, ema_schedule
+from resnet_dist.build import build_state
 from resnet_dist.config import Config
 from resnet_dist.config.load import load_config, shipped_configs
 from resnet_dist.data import datasets as opened
 from resnet_dist.data.index.synthetic import SYNTHETIC_TRAIN, SYNTHETIC_VAL
 from resnet_dist.data.loaders.build import build_train_loader
 from resnet_dist.data.micro_batches import choose_batch_split
+from resnet_dist.optim.ema import EmaSchedule
 from resnet_dist.optim.schedules import Schedule, apply_schedule, build_schedule, peak_lr
 from resnet_dist.performance.build import sync_build_step
 from resnet_dist.recipes.__main__ import completion, head, main
@@ -82,7 +83,7 @@ def test_moving_averages_are_those_of_the_source() -> None:
     assert mosaic.ema_decay is not None
     # Half of a weight is left after 100 steps, in five updates.
     assert mosaic.ema_decay**5 == pytest.approx(0.5)
-    of = ema_schedule(mosaic, 625)
+    of = EmaSchedule.of(mosaic, 625)
     assert [step for step in range(1, 61) if of.decay_at(step)] == [20, 40, 60]
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Literal
 
 import torch
 
 from resnet_dist.config import DataConfig
 from resnet_dist.errors import UserError
+from resnet_dist.run import dali_package
 from resnet_dist.system import workers
 
 
@@ -17,16 +17,19 @@ def choose_loader(
 ) -> Literal["dali", "torch", "memory", "synthetic"]:
     """The loader that `data.loader` stands for on a device: auto is dali on a GPU, torch on CPU.
 
-    Raises UserError if that is dali and DALI is not installed.
+    Raises UserError if that is dali and DALI is not installed, or not for this driver.
     """
     name = data.loader
     if name == "auto":
         name = "dali" if device.type == "cuda" else "torch"
-    if name == "dali" and not _is_dali_installed():
-        raise UserError(
-            f"data.loader ({data.loader}): NVIDIA DALI is not installed; install "
-            f"nvidia-dali-cuda130, or set data.loader=torch"
-        )
+    if name == "dali":
+        driver = dali_package.driver_version() if device.type == "cuda" else None
+        problem = dali_package.conflict(driver, torch.version.cuda)
+        if problem is not None:
+            raise UserError(
+                f"data.loader ({data.loader}): {problem}, or set data.loader=torch (slower on a "
+                f"GPU)"
+            )
     return name
 
 
@@ -35,10 +38,3 @@ def start_loader_server(data: DataConfig, device: torch.device) -> None:
     memory loader; returns at once."""
     if choose_loader(data, device) in ("torch", "memory"):
         workers.start_server()
-
-
-def _is_dali_installed() -> bool:
-    try:
-        return importlib.util.find_spec("nvidia.dali") is not None
-    except ModuleNotFoundError:  # not even the package above it
-        return False

@@ -19,14 +19,16 @@ from resnet_dist.config import DaliConfig, DataConfig
 from resnet_dist.data.batch import BatchSpec, Done
 from resnet_dist.data.nvjpeg import load_nvjpeg
 from resnet_dist.errors import UserError
+from resnet_dist.run import dali_package
 
 load_nvjpeg()  # before DALI does
 try:
     import nvidia.dali as _dali
 except ImportError as error:
     raise UserError(
-        f"data.loader (dali): NVIDIA DALI cannot be imported ({error}); install "
-        f"nvidia-dali-cuda130, or set data.loader=torch"
+        f"data.loader (dali): NVIDIA DALI cannot be imported ({error}); "
+        f"{dali_package.how_to_install(dali_package.suited_to(None, torch.version.cuda))}, or set "
+        f"data.loader=torch"
     ) from None
 
 dali: Any = _dali  # its own type stubs lack what they generate at run time

@@ -9,6 +9,7 @@ from resnet_dist.config import DataConfig
 from resnet_dist.data.loaders import choice
 from resnet_dist.data.micro_batches import BatchSplit
 from resnet_dist.errors import UserError
+from resnet_dist.run import dali_package
 from tests.loading import CPU, change, eval_loader, train_batches
 
 
@@ -30,8 +31,8 @@ def test_choice_of_loader(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choice.choose_loader(DataConfig(), CPU) == "torch"
     assert choice.choose_loader(DataConfig(loader="synthetic"), CPU) == "synthetic"
     assert choice.choose_loader(DataConfig(loader="memory"), CPU) == "memory"
-    monkeypatch.setattr(choice, "_is_dali_installed", lambda: False)
-    message = r"data.loader \(.*\): NVIDIA DALI is not installed; install .*data.loader=torch"
+    monkeypatch.setattr(dali_package, "installed", lambda: None)
+    message = r"NVIDIA DALI is not installed; pip install 'resnet_dist\[dali-cuda13\]'"
     with pytest.raises(UserError, match=message):
         choice.choose_loader(DataConfig(loader="dali"), CPU)
     with pytest.raises(UserError, match=message):
