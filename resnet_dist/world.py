@@ -7,10 +7,13 @@ must call it, in the same order. With one process there is no group, and they re
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import socket
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -162,6 +165,72 @@ def sync_attempt(world: World, function: Callable[P, T], *args: P.args, **kwargs
     if failed:
         raise AgreedError("\n".join(dict.fromkeys(failed)))
     return result  # type: ignore[return-value]
+
+
+def sync_attempt_long(
+    world: World, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+) -> T:
+    """As `sync_attempt`, for work that may take longer than a collective waits (an index of 1.28
+    million files on cold storage): ranks that are done wait for as long as the others are alive."""
+    if world.size == 1:
+        return function(*args, **kwargs)
+    key = f"resnet_dist/long/{next(_long_attempts)}"
+
+    def attempt() -> T:
+        with _signs_of_life(f"{key}/{world.rank}"):
+            return function(*args, **kwargs)
+
+    def attempt_and_wait() -> T:
+        try:
+            return attempt()
+        finally:
+            _wait_for_all(key, world)
+
+    return sync_attempt(world, attempt_and_wait)
+
+
+_long_attempts = itertools.count()
+"""Equal on all ranks, as the attempts are."""
+_SIGN_S = 2.0
+_SILENCE_S = 120.0
+"""A rank that is silent for so long is left to the time-out of the next collective."""
+_DONE = "done"
+
+
+@contextlib.contextmanager
+def _signs_of_life(key: str) -> Iterator[None]:
+    """Count in the process group's store while this runs, then leave `_DONE` there."""
+    store = dist.distributed_c10d._get_default_store()
+    is_over = threading.Event()
+
+    def count() -> None:
+        for number in itertools.count():
+            store.set(key, str(number))
+            if is_over.wait(_SIGN_S):
+                return
+
+    thread = threading.Thread(target=count, name="signs_of_life", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
+        store.set(key, _DONE)
+
+
+def _wait_for_all(key: str, world: World) -> None:
+    """Wait until every rank has left `_DONE` in the store, or one is silent for too long."""
+    store = dist.distributed_c10d._get_default_store()
+    for rank in range(world.size):
+        last, since = "", time.monotonic()
+        while last != _DONE and time.monotonic() - since < _SILENCE_S:
+            name = f"{key}/{rank}"
+            found = store.get(name).decode() if store.check([name]) else ""
+            if found != last:
+                last, since = found, time.monotonic()
+            if last != _DONE:
+                time.sleep(0.05)
 
 
 def sync_barrier(world: World) -> None:

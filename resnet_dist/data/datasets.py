@@ -19,7 +19,7 @@ from resnet_dist.data.order import SampleOrder
 from resnet_dist.data.quickstart.dataset import ensure_shapes
 from resnet_dist.data.specs import TrainSpecs, drop_rates
 from resnet_dist.errors import UserError
-from resnet_dist.world import World, sync_attempt
+from resnet_dist.world import World, sync_attempt, sync_attempt_long
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def sync_open_datasets(config: Config, world: World) -> Datasets:
             return open_datasets(config, build=True, show_progress=world.is_main)
         return None
 
-    built = sync_attempt(world, build)
+    built = sync_attempt_long(world, build)
     return sync_attempt(
         world, lambda: built or open_datasets(config, build=False, show_progress=False)
     )
@@ -90,7 +90,7 @@ def sync_open_validation(
         index = open_index(data, split, classes=classes, build=build, show_progress=shows)
         return data, index
 
-    built = sync_attempt(world, lambda: open_it(True) if world.local_rank == 0 else None)
+    built = sync_attempt_long(world, lambda: open_it(True) if world.local_rank == 0 else None)
     return sync_attempt(world, lambda: built or open_it(False))
 
 

@@ -14,7 +14,13 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 
-def run_ranks(function: Callable[..., Any], world_size: int, folder: Path, *args: Any) -> list[Any]:
+def run_ranks(
+    function: Callable[..., Any],
+    world_size: int,
+    folder: Path,
+    *args: Any,
+    timeout_s: float = 60.0,
+) -> list[Any]:
     """`[function(rank, world_size, *args) for each rank]`, each in a process of its own.
 
     `function` lies at the top of a module. Ranks meet through a file in `folder`, so that no port
@@ -23,13 +29,21 @@ def run_ranks(function: Callable[..., Any], world_size: int, folder: Path, *args
     """
     folder.mkdir(parents=True, exist_ok=True)
     mp.start_processes(
-        _rank, (function, world_size, folder, args), nprocs=world_size, start_method="forkserver"
+        _rank,
+        (function, world_size, folder, args, timeout_s),
+        nprocs=world_size,
+        start_method="forkserver",
     )
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world_size)]
 
 
 def _rank(
-    rank: int, function: Callable[..., Any], world_size: int, folder: Path, args: tuple[Any, ...]
+    rank: int,
+    function: Callable[..., Any],
+    world_size: int,
+    folder: Path,
+    args: tuple[Any, ...],
+    timeout_s: float,
 ) -> None:
     warnings.simplefilter("error")
     # Interfaces are looked up by host name otherwise, which not every machine can resolve.
@@ -40,7 +54,7 @@ def _rank(
         store=dist.FileStore(str(folder / "store"), world_size),
         rank=rank,
         world_size=world_size,
-        timeout=timedelta(seconds=60),
+        timeout=timedelta(seconds=timeout_s),
     )
     result = function(rank, world_size, *args)
     torch.save(result, folder / f"{rank}.pt")
