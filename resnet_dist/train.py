@@ -10,6 +10,7 @@ then hands them to `resnet_dist.trainer`.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -20,6 +21,7 @@ from resnet_dist.config.load import Resolved, load_config
 from resnet_dist.data.micro_batches import choose_batch_split
 from resnet_dist.errors import UserError, report_error
 from resnet_dist.report import preview
+from resnet_dist.run.folder import SHUTDOWN_VARIABLE, run_folder, shutdown_timeout_s
 from resnet_dist.system.output import keep_output_safe
 from resnet_dist.system.ranks import is_first, is_started_by_torchrun, launched_ranks
 from resnet_dist.system.signals import stop_at_once_on_signals
@@ -82,6 +84,9 @@ def _as_ranks_of_this_machine(arguments: Arguments, resolved: Resolved) -> Calla
     choose_batch_split(resolved.config.train, nproc)
     if nproc == 1:
         return partial(_train, resolved)
+    os.environ.setdefault(
+        SHUTDOWN_VARIABLE, str(shutdown_timeout_s(run_folder(resolved.config.run)))
+    )
     return partial(run_ranks, nproc, "resnet_dist.train", _arguments_of_ranks(arguments))
 
 

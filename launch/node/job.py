@@ -32,6 +32,7 @@ from launch.records.attempt import Attempt, AttemptName, StaleAttemptError
 from launch.records.journal import TaskEnd, read_notes
 from resnet_dist.config import Config
 from resnet_dist.config.load import load_config
+from resnet_dist.run.folder import SHUTDOWN_VARIABLE, shutdown_timeout_s
 
 _POLL_S = 0.2
 _PEERS_S = 10.0
@@ -117,6 +118,7 @@ def _start_agent(
         code=job.code,
         visible_devices=visible_devices,
     )
+    environment.setdefault(SHUTDOWN_VARIABLE, str(shutdown_timeout_s(Path(job.run_dir))))
     command = [
         *agent_command(job.run_dir, task, attempt.name),
         *torchrun_arguments(job.cluster, task, attempt.name),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import socket
@@ -16,7 +17,7 @@ from resnet_dist.config.load import Resolved
 from resnet_dist.errors import UserError
 from resnet_dist.run.outcome import Outcome
 from resnet_dist.system.files import replace_file
-from resnet_dist.system.json_files import append_line
+from resnet_dist.system.json_files import append_line, read_lines
 from resnet_dist.system.paths import expanded
 
 
@@ -46,6 +47,19 @@ def prepare_run_folder(folder: Path, *, needed_bytes: int) -> None:
             f"{needed_bytes / 2**30:.2f} GiB; free some, lower checkpoint.keep_last, or give "
             f"another folder"
         )
+
+
+SHUTDOWN_VARIABLE = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
+"""How long torchrun waits for ranks that were told to stop before it kills them, seconds; read by
+the versions of torch that have --shutdown-timeout."""
+
+
+def shutdown_timeout_s(folder: Path) -> int:
+    """torchrun's 30 s, and three times what the slowest of the latest saves of a run took."""
+    records = read_lines(folder / "metrics.jsonl", last_bytes=1 << 20)
+    times = [record.get("checkpoint/write_s", 0.0) for record in records]
+    slowest = max((each for each in times if isinstance(each, float | int)), default=0.0)
+    return 30 + math.ceil(3.0 * slowest)
 
 
 def write_facts(folder: Path, resolved: Resolved, facts: dict[str, Any]) -> None:
