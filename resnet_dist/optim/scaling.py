@@ -27,10 +27,36 @@ class StaticScaler(torch.amp.GradScaler):
         """Ignore the state, such as a dynamic scale."""
 
 
+class DynamicScaler(torch.amp.GradScaler):
+    """A GradScaler whose state is tensors on the device: to save it waits for nothing."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """As the base class's, but with tensors for what changes."""
+        if (
+            not self.is_enabled() or self._scale is None or self._growth_tracker is None
+        ):  # no step was taken yet
+            return super().state_dict()
+        return {
+            "scale": self._scale,
+            "growth_factor": self.get_growth_factor(),
+            "backoff_factor": self.get_backoff_factor(),
+            "growth_interval": self.get_growth_interval(),
+            "_growth_tracker": self._growth_tracker,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over a state, with tensors or numbers."""
+        numbers = {
+            name: value.item() if isinstance(value, torch.Tensor) else value
+            for name, value in state_dict.items()
+        }
+        super().load_state_dict(numbers)
+
+
 def build_scaler(
     device: torch.device, *, precision: str, loss_scale: float | None
 ) -> torch.amp.GradScaler:
     """The loss scaler of `train.precision`; one that does nothing unless that is float16."""
     if loss_scale is not None:
         return StaticScaler(device.type, loss_scale)
-    return torch.amp.GradScaler(device.type, enabled=precision == "float16")
+    return DynamicScaler(device.type, enabled=precision == "float16")
