@@ -10,6 +10,7 @@ and the first log interval) and those of the whole command; then means and stand
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import subprocess
 import sys
@@ -18,6 +19,8 @@ import time
 from pathlib import Path
 
 from resnet_dist.metrics.jsonl import read_records
+from resnet_dist.run.versions import package_versions
+from resnet_dist.system.json_files import read_lines
 
 
 def train(folder: Path, args: argparse.Namespace, seed: int) -> tuple[float, float, float]:
@@ -35,6 +38,29 @@ def train(folder: Path, args: argparse.Namespace, seed: int) -> tuple[float, flo
     return float(top1), float(records[-1]["time"]) - float(records[0]["time"]), seconds
 
 
+def write_band(path: Path, args: argparse.Namespace, folders: list[Path]) -> None:
+    """Keep the curves of the seeds as a band that `resnet-dist report` compares runs with."""
+    runs, epochs = [], []
+    for folder in folders:
+        rows = [r for r in read_records(folder / "metrics.jsonl") if "val/top1" in r]
+        epochs = [round(row["epoch"]) for row in rows]
+        runs.append([round(float(row["val/top1"]), 6) for row in rows])
+    start = read_lines(folders[0] / "starts.jsonl")[-1]
+    words = ["python benchmarks/seeds.py", "--config", args.config, "--seeds", str(args.seeds)]
+    band = {
+        "recipe": args.config,
+        "num_train_samples": start["num_train_samples"],
+        "made_with": {
+            "command": " ".join([*words, "--nproc", str(args.nproc)]),
+            "date": start["time"][:10],
+            **package_versions(),
+        },
+        "epochs": epochs,
+        "val/top1": runs,
+    }
+    path.write_text(json.dumps(band, indent=1) + "\n")
+
+
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(
@@ -44,6 +70,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--nproc", type=int, default=1)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--band", type=Path, help="write the curves, for configs/bands/")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -53,6 +80,8 @@ def main() -> None:
             results.append(train(folder / str(seed), args, seed))
             top1, recorded, seconds = results[-1]
             print(f"seed {seed}: top-1 {top1:.2%}, {recorded:.1f} of {seconds:.1f} s", flush=True)
+        if args.band is not None:
+            write_band(args.band, args, [folder / str(seed) for seed in range(args.seeds)])
     names = ("top-1", "seconds between records", "seconds in all")
     for name, values, form in zip(
         names, zip(*results, strict=True), ("{:.2%}", "{:.1f}", "{:.1f}"), strict=True

@@ -203,6 +203,7 @@ def prepare_run(
     facts = {
         "world_size": world.size,
         "step": state.step,
+        "num_train_samples": len(datasets.train),
         "num_steps": cadence_of(resolved.config, len(datasets.train)).stop_step,
         "versions": versions(),
     }

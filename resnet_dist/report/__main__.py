@@ -14,6 +14,7 @@ from pathlib import Path
 from resnet_dist.errors import UserError, report_error
 from resnet_dist.metrics import jsonl
 from resnet_dist.metrics.jsonl import Record
+from resnet_dist.report import bands
 from resnet_dist.report.curves import write_curves
 from resnet_dist.report.table import epoch_table, final_lines
 from resnet_dist.run.outcome import Outcome
@@ -28,12 +29,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         records = _read_records(run_dir / "metrics.jsonl")
         curves = _write_curves(records, run_dir)
+        band = _band_lines(records, run_dir)
     except UserError as error:
         return report_error(error, speaks=True)
     print(epoch_table(records))
-    print("\n".join(final_lines(records, is_finished=_is_finished(run_dir))))
+    print("\n".join([*final_lines(records, is_finished=_is_finished(run_dir)), *band]))
     print(f"curves: {curves}")
     return 0
+
+
+def _band_lines(records: list[Record], run_dir: Path) -> list[str]:
+    """Whether the run lies where runs of its recipe lie; nothing if there is no band for it."""
+    facts = bands.facts_of(run_dir)
+    found = None if facts is None else bands.band_of(*facts)
+    return [] if found is None else bands.verdict(records, *found)
 
 
 def _is_finished(run_dir: Path) -> bool:
