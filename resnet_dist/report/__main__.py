@@ -1,81 +1,99 @@
-"""`python -m resnet_dist.report RUN_DIR`: the table of epochs and the curves of a run.
+"""A run's table of epochs and curves, or several runs side by side.
 
-Reads metrics.jsonl alone, so it works on a run that is still training, or was copied from
-elsewhere.
+    resnet-dist report runs/a              # the table; writes curves.png into the folder
+    resnet-dist report runs/a --html       # also report.html into the folder
+    resnet-dist report runs/a runs/b       # compares; writes report.html and report.png here
+
+Reads what is in the run folders alone, so it works on runs that are still training, or were copied
+from elsewhere. The HTML file needs no network.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from resnet_dist.errors import UserError, report_error
-from resnet_dist.metrics import jsonl
-from resnet_dist.metrics.jsonl import Record
-from resnet_dist.report import bands
+from resnet_dist.report.comparison import comparison_lines
 from resnet_dist.report.curves import write_curves
+from resnet_dist.report.facts import RunFacts, named_apart, read_run
+from resnet_dist.report.overlay import draw
+from resnet_dist.report.page import band_lines, page
 from resnet_dist.report.table import epoch_table, final_lines
-from resnet_dist.run.outcome import Outcome
-from resnet_dist.system.json_files import read_lines
+from resnet_dist.system.files import replace_file
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the table, write curves.png. Returns 0, or 2 for a folder without metrics."""
-    parser = argparse.ArgumentParser(prog="resnet_dist.report", description=__doc__)
-    parser.add_argument("run_dir", type=Path, help="folder of a run, such as runs/quickstart")
-    run_dir = parser.parse_args(argv).run_dir
+    """Print, and write pictures. Returns 0, or 2 for a folder without metrics."""
+    parser = argparse.ArgumentParser(
+        prog="resnet_dist.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUN", help="folders of runs, such as runs/quickstart"
+    )
+    parser.add_argument("--html", action="store_true", help="also write report.html (one run)")
+    parser.add_argument("--out", type=Path, help="folder for the files (default: see above)")
+    arguments = parser.parse_args(argv)
     try:
-        records = _read_records(run_dir / "metrics.jsonl")
-        curves = _write_curves(records, run_dir)
-        band = _band_lines(records, run_dir)
+        runs = [read_run(folder) for folder in arguments.runs]
+        if len(runs) == 1:
+            _report_one(runs[0], arguments)
+        else:
+            _compare(runs, arguments.out or Path())
     except UserError as error:
         return report_error(error, speaks=True)
-    print(epoch_table(records))
-    print("\n".join([*final_lines(records, is_finished=_is_finished(run_dir)), *band]))
-    print(f"curves: {curves}")
     return 0
 
 
-def _band_lines(records: list[Record], run_dir: Path) -> list[str]:
-    """Whether the run lies where runs of its recipe lie; nothing if there is no band for it."""
-    facts = bands.facts_of(run_dir)
-    found = None if facts is None else bands.band_of(*facts)
-    return [] if found is None else bands.verdict(records, *found)
+def _report_one(run: RunFacts, arguments: argparse.Namespace) -> None:
+    folder = arguments.out or run.folder
+    curves = folder / "curves.png"
+    _or_say(curves, lambda: write_curves(run.records, curves, title=run.name))
+    print(epoch_table(run.records))
+    lines = [*final_lines(run.records, is_finished=run.is_finished), *band_lines(run)]
+    print("\n".join([*lines, f"curves: {curves}"]))
+    if arguments.html:
+        print(f"report: {_write_page([run], folder)}")
 
 
-def _is_finished(run_dir: Path) -> bool:
-    """Whether the last start finished; a copy of the records alone counts as finished."""
-    ends = read_lines(run_dir / "ends.jsonl")
-    if not ends:
-        return not (run_dir / "starts.jsonl").exists()
-    return ends[-1].get("outcome") in (Outcome.FINISHED, Outcome.REACHED)
+def _compare(runs: Sequence[RunFacts], folder: Path) -> None:
+    picture = folder / "report.png"
+
+    def save(file: BinaryIO) -> None:
+        draw(runs, named_apart(runs)).savefig(file, format="png", dpi=110)
+
+    _or_say(picture, lambda: replace_file(picture, save))
+    written = _write_page(runs, folder)
+    print("\n".join(comparison_lines(runs)))
+    for run, name in zip(runs, named_apart(runs), strict=True):
+        said = band_lines(run)
+        if said:
+            print("\n".join([f"{name}: {said[0]}", *said[1:]]))
+    print(f"report: {written}, {picture}")
 
 
-def _read_records(path: Path) -> list[Record]:
-    try:
-        records = jsonl.read_records(path)
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror}); give the folder of a run, such as "
-            f"runs/quickstart"
-        ) from error
-    if not records:
-        raise UserError(f"{path}: holds no record yet; try again later")
-    return records
-
-
-def _write_curves(records: list[Record], run_dir: Path) -> Path:
-    path = run_dir / "curves.png"
-    try:
-        write_curves(records, path, title=run_dir.resolve().name)
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror or error}); make room or mend its "
-            f"permissions"
-        ) from error
+def _write_page(runs: Sequence[RunFacts], folder: Path) -> Path:
+    path = folder / "report.html"
+    text = page(runs).encode()
+    _or_say(path, lambda: replace_file(path, lambda file: file.write(text)))
     return path
+
+
+def _or_say(path: Path, write: Callable[[], object]) -> None:
+    """Write a file. Raises UserError if it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write()
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror or error}); make room, mend its "
+            f"permissions, or give another folder with --out"
+        ) from error
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ from resnet_dist.config import Config
 from resnet_dist.config.load import Difference, exact_differences, load_config, to_flat
 from resnet_dist.errors import UserError
 from resnet_dist.metrics.jsonl import Record
-from resnet_dist.system.json_files import read_lines
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs" / "bands"
 TAG = "val/top1"
@@ -123,12 +122,3 @@ def verdict(records: Sequence[Record], band: Band, differences: Sequence[Differe
         *lines,
         *(f"    {each.key}: {each.before!r} there, {each.now!r} here" for each in differences),
     ]
-
-
-def facts_of(run_dir: Path) -> tuple[Config, int] | None:
-    """Settings of a run, and its number of training samples; None if its folder lacks them."""
-    path = run_dir / "config.yaml"
-    starts = read_lines(run_dir / "starts.jsonl")
-    if not path.is_file() or not starts or "num_train_samples" not in starts[-1]:
-        return None
-    return load_config([str(path)]).config, int(starts[-1]["num_train_samples"])

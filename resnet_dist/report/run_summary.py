@@ -19,6 +19,7 @@ from resnet_dist.errors import printable
 from resnet_dist.metrics.jsonl import read_records
 from resnet_dist.optim.schedules import build_schedule, peak_lr
 from resnet_dist.report.curves import write_curves
+from resnet_dist.report.facts import ENDED
 from resnet_dist.report.preview import derived_lines, difference_notes
 from resnet_dist.report.table import epoch_table, final_lines
 from resnet_dist.run.folder import run_folder
@@ -114,10 +115,6 @@ def evaluation_line(prefix: str, step: int, result: dict[str, float]) -> str:
         f"{what} at step {step}: top1 {result['top1']:.4%}  top5 {result['top5']:.4%}  "
         f"loss {result['loss']:.6f}  ({int(result['samples'])} images)"
     )
-
-
-ENDED = (Outcome.FINISHED, Outcome.REACHED)
-"""Outcomes after which the last record is the result."""
 
 
 def closing_report(
