@@ -11,6 +11,7 @@ import signal
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record
@@ -38,6 +39,7 @@ from resnet_dist.faults.diagnosis import sync_diagnose
 from resnet_dist.faults.preflight import sync_preflight
 from resnet_dist.faults.watchdog import sync_build_watchdog
 from resnet_dist.loop import Components, fit
+from resnet_dist.performance import memory_fit
 from resnet_dist.performance.build import choose_preset
 from resnet_dist.report import run_summary
 from resnet_dist.run.cadence import cadence_of
@@ -102,9 +104,10 @@ def run(resolved: Resolved, world: World) -> int:
     if config.run.evaluate_only:
         return sync_evaluate_checkpoint(config, world)
     datasets = sync_open_datasets(config, world)
-    batch_split = choose_batch_split(config.train, world.size)
     state = sync_attempt(world, build_state, config, datasets, world)
     folder = run_folder(config.run)
+    config, found = sync_fit_to_memory(config, state.model, folder, world)
+    batch_split = choose_batch_split(config.train, world.size)
     checkpoints = CheckpointManager(folder, config.checkpoint)
     fingerprint = fingerprint_of(config, datasets, batch_split)
     restore = partial(
@@ -121,8 +124,10 @@ def run(resolved: Resolved, world: World) -> int:
     with sync_own_run_folder(folder, world, config.dist.timeout_s) as ownership, watchdog:
         checkpoints.ownership = ownership
         loaded = restore()
-        remarks += sync_begin(config, state, datasets, world, is_new=loaded is None)
+        remarks += found + sync_begin(config, state, datasets, world, is_new=loaded is None)
         sync_attempt(world, prepare_run, resolved, state, checkpoints, datasets, world)
+        if found and world.is_main:
+            memory_fit.write(folder, config, world, batch_split.accumulation_steps)
         if world.is_main:
             lines = run_summary.opening_lines(resolved, datasets, loaded, world)
             print("\n".join([*lines, *remarks]), flush=True)
@@ -139,6 +144,18 @@ def run(resolved: Resolved, world: World) -> int:
             run_summary.closing_report(config, folder, outcome, state.step, why)
             write_end(folder, outcome, {"step": state.step, "reason": why})
     return stopped_exit_code() if outcome is Outcome.STOPPED else 0
+
+
+def sync_fit_to_memory(
+    config: Config, model: torch.nn.Module, folder: Path, world: World
+) -> tuple[Config, list[str]]:
+    """With `train.auto_micro_batch` the micro-batches that fit, and what to say."""
+    if not config.train.auto_micro_batch:
+        return config, []
+    steps, line = memory_fit.sync_find_accumulation_steps(config, model, folder, world)
+    return replace(
+        config, train=replace(config.train, accumulation_steps=steps, auto_micro_batch=False)
+    ), [line]
 
 
 def fit_or_go_back(

@@ -27,6 +27,9 @@ class TrainConfig:
         None, ge=1, hint="leave it out for the default", free=True
     )
     """Most samples in one forward pass of a rank (memory); null: no limit."""
+    auto_micro_batch: bool = setting(False)
+    """On GPUs: find the fewest micro-batches that fit into memory, once, the same for all ranks;
+    kept in the run folder (micro_batches.json) for restarts."""
     accumulation_steps: int | None = setting(None, ge=1, hint="leave it out for the default")
     """Micro-batches per step. null: the fewest that `max_micro_batch_size` allows. Pin it to keep
     the groups of batch norm the same for every world size."""
@@ -93,6 +96,13 @@ class TrainConfig:
                 "needs train.ema_decay",
                 "leave it out, or set train.ema_decay=0.9999",
             )
+        rules.require(
+            not self.auto_micro_batch or self.accumulation_steps is None,
+            "train.auto_micro_batch",
+            True,
+            "excludes train.accumulation_steps",
+            "leave one of the two out",
+        )
         rules.require(
             self.sync_batch_norm or self.sync_batch_norm_ranks is None,
             "train.sync_batch_norm_ranks",

@@ -9,6 +9,8 @@ KEYS = {
     "train.global_batch_size": "batch_size batch bs batchsize train_batch_size global_batch "
     "per_gpu_batch_size local_batch_size per_device_train_batch_size",
     "train.max_micro_batch_size": "micro_batch micro_batch_size microbatch",
+    "train.auto_micro_batch": "auto_batch_size auto_scale_batch_size find_executable_batch_size "
+    "device_train_microbatch_size oom",
     "train.accumulation_steps": "accum accum_steps grad_accum gradient_accumulation "
     "grad_accum_steps gradient_accumulation_steps accumulate_grad_batches",
     "train.epochs": "epochs num_epochs n_epochs max_epochs num_train_epochs",
