@@ -35,7 +35,7 @@ from resnet_dist.metrics.meters import TrainMeter
 from resnet_dist.metrics.recorder import Recorder, build_recorder
 from resnet_dist.metrics.throughput import Throughput
 from resnet_dist.models.build import build_model, smallest_map
-from resnet_dist.models.foreign import draws_random_numbers
+from resnet_dist.models.foreign import check_images, draws_random_numbers
 from resnet_dist.models.freeze import freeze
 from resnet_dist.models.head import find_head
 from resnet_dist.optim.build import build_optimizer
@@ -59,6 +59,11 @@ def build_state(config: Config, datasets: Datasets, world: World) -> TrainState:
     """A run at step 0, on the device."""
     check_batch_norm(config, world)
     model = build_model(config.model, num_classes=datasets.num_classes, seed=config.seed)
+    if config.model.is_foreign:
+        first = train_size(config.augment, config.data.train_size, 0)
+        for name, size in (("train_size", first), ("eval_size", config.data.eval_size)):
+            key, outputs = f"data.{name}", datasets.num_classes
+            check_images(model, config.model, setting=key, size=size, num_classes=outputs)
     memory_format = torch.channels_last if config.train.channels_last else torch.contiguous_format
     model = model.to(world.device, memory_format=memory_format)  # type: ignore[call-overload]
     head = find_head(model, datasets.num_classes).module

@@ -86,6 +86,31 @@ def _from_function(module: str, name: str, num_classes: int) -> Any:
     return function(num_classes=num_classes)
 
 
+def check_images(
+    model: nn.Module, config: ModelConfig, *, setting: str, size: int, num_classes: int
+) -> None:
+    """Try images of `size` x `size` pixels, on the CPU. Raises UserError, which names `setting`, if
+    the network cannot take them or does not give `[n, num_classes]`."""
+    was_training = model.training
+    try:
+        with torch.no_grad():
+            logits = model.eval()(torch.zeros(2, config.in_channels, size, size))
+    except Exception as error:  # whatever a network of others raises
+        first = str(error).partition("\n")[0]
+        raise UserError(
+            f"{setting} ({size}): {config.name} cannot take images of that side "
+            f"({type(error).__name__}: {first}); give another size"
+        ) from None
+    finally:
+        model.train(was_training)
+    shape = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+    if shape != [2, num_classes]:
+        raise UserError(
+            f"model.name ({config.name}): gives {shape} for two images, not [2, {num_classes}]: a "
+            f"classifier of {num_classes} classes is needed"
+        )
+
+
 def draws_random_numbers(model: nn.Module) -> bool:
     """Whether a forward pass in training draws random numbers, as far as its layers tell.
 

@@ -59,7 +59,11 @@ def run_ranks(nproc: int, module: str, arguments: Sequence[str]) -> int:
     try:
         run(parse_args(command))  # type: ignore[no-untyped-call]
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
+        # The agent ends the others with SIGTERM, perhaps within the same second.
+        rank, failure = min(
+            error.failures.items(),
+            key=lambda each: (each[1].exitcode == -signal.SIGTERM, each[1].timestamp),
+        )
         if failure.exitcode in (UserError.exit_code, GuardError.exit_code, stopped_exit_code()):
             return int(failure.exitcode)
         print(f"error: rank {rank} ended {_in_words(failure.exitcode)}", file=sys.stderr)
