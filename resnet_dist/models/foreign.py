@@ -96,10 +96,10 @@ def check_images(
         with torch.no_grad():
             logits = model.eval()(torch.zeros(2, config.in_channels, size, size))
     except Exception as error:  # whatever a network of others raises
-        first = str(error).partition("\n")[0]
+        said = " ".join(str(error).split())
         raise UserError(
             f"{setting} ({size}): {config.name} cannot take images of that side "
-            f"({type(error).__name__}: {first}); give another size"
+            f"({type(error).__name__}: {said}); give another size"
         ) from None
     finally:
         model.train(was_training)
