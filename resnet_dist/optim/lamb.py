@@ -38,10 +38,8 @@ class LAMB(SkippableOptimizer):
     ) -> None:
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, defaults)
+        self.start_state("exp_avg", "exp_avg_sq")
         for group in self.param_groups:
-            for parameter in group["params"]:
-                self.state[parameter]["exp_avg"] = torch.zeros_like(parameter)
-                self.state[parameter]["exp_avg_sq"] = torch.zeros_like(parameter)
             # Not "step": torch would leave a number of that name where the checkpoint was read.
             for parameter in group["params"][:1]:
                 self.state[parameter]["num_updates"] = parameter.new_zeros(())

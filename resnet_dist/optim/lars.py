@@ -49,9 +49,7 @@ class LARS(SkippableOptimizer):
             "momentum_correction": momentum_correction,
         }
         super().__init__(params, defaults)
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        self.start_state("momentum_buffer")
 
     def update(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
         decay, lr = group["weight_decay"], group["lr"]
@@ -66,7 +64,5 @@ class LARS(SkippableOptimizer):
             rates = list((ratios * (taken * inside)).unbind())
             grads = list(torch._foreach_add(grads, params, alpha=decay))
         changes = torch._foreach_mul(grads, rates)
-        buffers = [self.state[parameter]["momentum_buffer"] for parameter in params]
-        torch._foreach_mul_(buffers, self.if_taken(group["momentum"], 1.0, params[0]))
-        torch._foreach_add_(buffers, changes)
+        buffers = self.add_to_momentum(group, params, list(changes))
         torch._foreach_sub_(params, torch._foreach_mul(buffers, taken * outside))

@@ -55,17 +55,13 @@ class Muon(SkippableOptimizer):
             "is_matrix": False,
         }
         super().__init__(params, defaults)
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        self.start_state("momentum_buffer")
 
     def update(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
         rate = self.if_taken(1.0, 0.0, params[0]) * group["lr"]
         if group["weight_decay"]:
             torch._foreach_mul_(params, 1.0 - rate * group["weight_decay"])
-        buffers = [self.state[parameter]["momentum_buffer"] for parameter in params]
-        torch._foreach_mul_(buffers, self.if_taken(group["momentum"], 1.0, params[0]))
-        torch._foreach_add_(buffers, grads)
+        buffers = self.add_to_momentum(group, params, grads)
         changes = torch._foreach_mul(buffers, group["momentum"])
         torch._foreach_add_(changes, grads)
         if group["is_matrix"]:

@@ -32,9 +32,7 @@ class DynamicScaler(torch.amp.GradScaler):
 
     def state_dict(self) -> dict[str, Any]:
         """As the base class's, but with tensors for what changes."""
-        if (
-            not self.is_enabled() or self._scale is None or self._growth_tracker is None
-        ):  # no step was taken yet
+        if not self.is_enabled() or self._scale is None:  # no step was taken yet
             return super().state_dict()
         return {
             "scale": self._scale,

@@ -116,12 +116,11 @@ def _shape(
     match config.name:
         case "cosine":
             return lambda step: _cosine(lr, config.final_lr, progress(step))
-        case "polynomial":
+        case "polynomial" | "triangular":
+            power = config.power if config.name == "polynomial" else 1.0
             return lambda step: (
-                config.final_lr + (lr - config.final_lr) * (1.0 - progress(step)) ** config.power
+                config.final_lr + (lr - config.final_lr) * (1.0 - progress(step)) ** power
             )
-        case "triangular":
-            return lambda step: config.final_lr + (lr - config.final_lr) * (1.0 - progress(step))
         case "step":
             milestones = [round(epoch * steps_per_epoch) for epoch in config.milestones]
             if milestones and milestones[0] < begin:

@@ -40,9 +40,7 @@ class SGDW(SkippableOptimizer):
             "nesterov": nesterov,
         }
         super().__init__(params, defaults)
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        self.start_state("momentum_buffer")
 
     def update(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
         taken = self.if_taken(1.0, 0.0, params[0])
@@ -50,9 +48,7 @@ class SGDW(SkippableOptimizer):
         if group["weight_decay"]:
             shrunk = 1.0 - rate * (group["weight_decay"] / group["peak_lr"])
             torch._foreach_mul_(params, shrunk)
-        buffers = [self.state[parameter]["momentum_buffer"] for parameter in params]
-        torch._foreach_mul_(buffers, self.if_taken(group["momentum"], 1.0, params[0]))
-        torch._foreach_add_(buffers, grads)  # zeros if the step is skipped
+        buffers = self.add_to_momentum(group, params, grads)
         changes: Any = buffers
         if group["nesterov"]:
             changes = torch._foreach_mul(buffers, group["momentum"])

@@ -1,4 +1,4 @@
-"""Optimizers whose steps can be skipped without the host waiting: the base of LARS and LAMB.
+"""Optimizers whose steps can be skipped without the host waiting: the base of those of ours.
 
 As torch's fused optimizers do, they read `found_inf` and `grad_scale` (device scalars that the step
 or a GradScaler sets): with `found_inf` = 1 nothing changes. The learning rate of a group may be a
@@ -47,6 +47,22 @@ class SkippableOptimizer(torch.optim.Optimizer):
             zero = torch.zeros((), dtype=grads[0].dtype, device=grads[0].device)
             grads = [torch.where(is_skipped, zero, grad) for grad in grads]
         return grads
+
+    def start_state(self, *names: str) -> None:
+        """Give each parameter its state, as zeros in its layout."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter] |= {name: torch.zeros_like(parameter) for name in names}
+
+    def add_to_momentum(
+        self, group: dict[str, Any], params: list[Tensor], added: list[Tensor]
+    ) -> list[Tensor]:
+        """v = momentum * v + added, or v if the step is skipped (`added` is zeros then); returns
+        the v of all `params`."""
+        buffers = [self.state[parameter]["momentum_buffer"] for parameter in params]
+        torch._foreach_mul_(buffers, self.if_taken(group["momentum"], 1.0, params[0]))
+        torch._foreach_add_(buffers, added)
+        return buffers
 
     def if_taken(self, taken: float, skipped: float, like: Tensor) -> Tensor:
         """A device scalar: the first number, or the second if the step is skipped."""

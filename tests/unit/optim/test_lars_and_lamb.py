@@ -15,6 +15,7 @@ from resnet_dist.optim.build import build_optimizer
 from resnet_dist.optim.lamb import LAMB
 from resnet_dist.optim.lars import LARS
 from resnet_dist.optim.schedules import apply_schedule
+from tests.unit.optim.small import set_gradients, small_model
 
 CONFIGS = {
     "lars": OptimConfig(name="lars", lr=2.0, weight_decay=0.01, trust_coefficient=0.02),
@@ -23,18 +24,10 @@ CONFIGS = {
 
 
 def _model() -> nn.Module:
-    """A convolution, a scale and a bias, and a weight that is zero."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
-    nn.init.zeros_(model[3].weight)  # type: ignore[arg-type]
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
-
-
-def _set_gradients(model: nn.Module, step: int) -> None:
-    generator = torch.Generator().manual_seed(step)
-    for parameter in model.parameters():
-        parameter.grad = torch.empty_like(parameter)
-        parameter.grad.copy_(torch.randn(parameter.shape, generator=generator))
+    """With a weight that is zero."""
+    model = small_model()
+    nn.init.zeros_(model[3].weight)  # type: ignore[arg-type, index]
+    return model
 
 
 def _lars(w: Tensor, grads: list[Tensor], lrs: list[float], config: OptimConfig) -> Tensor:
@@ -74,7 +67,7 @@ def test_updates_equal_the_formulas(name: str, on_device: bool) -> None:
     lrs = [config.lr * factor for factor in (0.5, 1.0, 0.7, 0.2)]
     gradients: list[list[Tensor]] = [[] for _ in start]
     for step, lr in enumerate(lrs):
-        _set_gradients(model, step)
+        set_gradients(model, step)
         for kept, parameter in zip(gradients, model.parameters(), strict=True):
             assert parameter.grad is not None
             kept.append(parameter.grad.double())
@@ -112,7 +105,7 @@ def test_a_skipped_step_changes_nothing(name: str, first: int) -> None:
     model = _model()
     optimizer: Any = build_optimizer(CONFIGS[name], model)
     for step in range(first):
-        _set_gradients(model, step)
+        set_gradients(model, step)
         optimizer.found_inf = torch.zeros(())
         optimizer.step()
     before = _everything(model, optimizer)
@@ -132,7 +125,7 @@ def test_a_gradient_scaler_passes_its_scale_and_its_decision(name: str) -> None:
     one, other = (build_optimizer(CONFIGS[name], model) for model in (plain, scaled))
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     for step in range(4):
-        _set_gradients(scaled, step)
+        set_gradients(scaled, step)
         scaler.scale(torch.zeros(()))  # makes the scale, as that of a loss does
         for parameter in scaled.parameters():
             assert parameter.grad is not None
@@ -142,7 +135,7 @@ def test_a_gradient_scaler_passes_its_scale_and_its_decision(name: str) -> None:
         scaler.step(other)
         scaler.update()
         if step != 2:
-            _set_gradients(plain, step)
+            set_gradients(plain, step)
             one.step()
     assert scaler.get_scale() == 512.0
     for a, b in zip(plain.parameters(), scaled.parameters(), strict=True):
@@ -159,7 +152,7 @@ class _NoWait(TorchDispatchMode):
 def test_nothing_waits_for_the_device(name: str) -> None:
     model = _model()
     optimizer: Any = build_optimizer(CONFIGS[name], model)
-    _set_gradients(model, 0)
+    set_gradients(model, 0)
     optimizer.found_inf, optimizer.grad_scale = torch.zeros(()), torch.ones(())
     for group in optimizer.param_groups:
         group["lr"] = torch.tensor(0.1)
@@ -174,13 +167,13 @@ def test_the_state_survives_a_checkpoint(name: str) -> None:
     model = _model()
     optimizer = build_optimizer(CONFIGS[name], model)
     for step in range(3):
-        _set_gradients(model, step)
+        set_gradients(model, step)
         optimizer.step()
     again = copy.deepcopy(model)
     other = build_optimizer(CONFIGS[name], again)
     other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     for network, opt in ((model, optimizer), (again, other)):
-        _set_gradients(network, 3)
+        set_gradients(network, 3)
         opt.step()
     for one, two in zip(_everything(model, optimizer), _everything(again, other), strict=True):
         assert torch.equal(one, two)

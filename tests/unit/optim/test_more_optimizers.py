@@ -18,21 +18,9 @@ from resnet_dist.optim.ema import EmaSchedule
 from resnet_dist.optim.muon import orthogonalised
 from resnet_dist.optim.sam import Sharpness
 from resnet_dist.optim.schedules import apply_schedule, build_schedule, peak_lr
+from tests.unit.optim.small import set_gradients, small_model
 
 RATES = [0.5, 2.0, 1.4, 0.4]
-
-
-def _model() -> nn.Module:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
-
-
-def _set_gradients(model: nn.Module, step: int) -> None:
-    generator = torch.Generator().manual_seed(step)
-    for parameter in model.parameters():
-        parameter.grad = torch.empty_like(parameter)
-        parameter.grad.copy_(torch.randn(parameter.shape, generator=generator))
 
 
 def _sgdw(w: Tensor, grads: list[Tensor], *, decay: float, nesterov: bool) -> Tensor:
@@ -47,13 +35,13 @@ def _sgdw(w: Tensor, grads: list[Tensor], *, decay: float, nesterov: bool) -> Te
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_sgdw_is_composers(nesterov: bool) -> None:
     """mosaicml/composer, optim/decoupled_weight_decay.py: the decay follows lr / initial lr."""
-    model = _model()
+    model = small_model()
     start = [parameter.detach().double() for parameter in model.parameters()]
     config = OptimConfig(name="sgdw", lr=2.0, nesterov=nesterov, weight_decay=5e-2)
     optimizer = build_optimizer(config, model)
     gradients: list[list[Tensor]] = [[] for _ in start]
     for step, lr in enumerate(RATES):
-        _set_gradients(model, step)
+        set_gradients(model, step)
         for kept, parameter in zip(gradients, model.parameters(), strict=True):
             assert parameter.grad is not None
             kept.append(parameter.grad.double())
@@ -66,7 +54,7 @@ def test_sgdw_is_composers(nesterov: bool) -> None:
 
 
 def test_lars_with_momentum_correction_is_timms() -> None:
-    ours, theirs = _model(), _model()
+    ours, theirs = small_model(), small_model()
     config = OptimConfig(
         name="lars", lr=2.0, weight_decay=0.01, trust_coefficient=0.02, momentum_correction=True
     )
@@ -80,7 +68,7 @@ def test_lars_with_momentum_correction_is_timms() -> None:
     reference = Lars(groups, lr=2.0, momentum=0.9, trust_coeff=0.02, eps=0.0)
     for step, lr in enumerate(RATES):
         for model in (ours, theirs):
-            _set_gradients(model, step)
+            set_gradients(model, step)
         apply_schedule(optimizer, lr=lr, momentum=None)
         apply_schedule(reference, lr=lr, momentum=None)
         optimizer.step()
@@ -92,11 +80,11 @@ def test_lars_with_momentum_correction_is_timms() -> None:
 def test_momentum_correction_matters_only_while_the_rate_changes() -> None:
     found = []
     for corrected in (False, True):
-        model = _model()
+        model = small_model()
         config = OptimConfig(name="lars", lr=1.0, momentum_correction=corrected)
         optimizer = build_optimizer(config, model)
         for step in range(4):
-            _set_gradients(model, step)
+            set_gradients(model, step)
             apply_schedule(optimizer, lr=1.0, momentum=None)
             optimizer.step()
         found.append([parameter.detach().clone() for parameter in model.parameters()])
@@ -104,7 +92,7 @@ def test_momentum_correction_matters_only_while_the_rate_changes() -> None:
 
 
 def test_muon_is_torchs_on_filters_taken_as_matrices() -> None:
-    model = _model()
+    model = small_model()
     filters = model[0].weight  # type: ignore[index]
     assert isinstance(filters, nn.Parameter)
     matrix = nn.Parameter(filters.detach().reshape(4, -1).clone())
@@ -114,7 +102,7 @@ def test_muon_is_torchs_on_filters_taken_as_matrices() -> None:
     start = model[3].weight.detach().clone()  # type: ignore[index, union-attr]
     expected, velocity = start.double(), torch.zeros_like(start).double()
     for step, lr in enumerate(RATES):
-        _set_gradients(model, step)
+        set_gradients(model, step)
         assert filters.grad is not None
         matrix.grad = filters.grad.reshape(4, -1).clone()
         apply_schedule(optimizer, lr=lr, momentum=None)
@@ -138,12 +126,12 @@ def test_an_orthogonal_update_has_singular_values_near_one() -> None:
 
 @pytest.mark.parametrize("name", ["sgdw", "lars", "muon"])
 def test_a_skipped_step_changes_nothing(name: str) -> None:
-    model = _model()
+    model = small_model()
     optimizer = build_optimizer(
         OptimConfig(name=name, nesterov=name == "sgdw", momentum_correction=name == "lars"),  # type: ignore[arg-type]
         model,
     )
-    _set_gradients(model, 0)
+    set_gradients(model, 0)
     optimizer.step()
     before = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
     for parameter in model.parameters():
@@ -155,8 +143,8 @@ def test_a_skipped_step_changes_nothing(name: str) -> None:
 
 
 def test_uphill_is_rho_along_the_gradient_and_back_again() -> None:
-    model = _model()
-    _set_gradients(model, 0)
+    model = small_model()
+    set_gradients(model, 0)
     parameters = list(model.parameters())
     gradient = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
     before = torch.cat([p.detach().flatten() for p in parameters])
@@ -168,8 +156,8 @@ def test_uphill_is_rho_along_the_gradient_and_back_again() -> None:
 
 
 def test_uphill_stays_where_a_gradient_is_not_finite() -> None:
-    model = _model()
-    _set_gradients(model, 0)
+    model = small_model()
+    set_gradients(model, 0)
     parameters = list(model.parameters())
     assert parameters[0].grad is not None
     parameters[0].grad[0] = math.inf

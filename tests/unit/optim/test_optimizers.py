@@ -11,19 +11,12 @@ from resnet_dist.models.build import build_model
 from resnet_dist.optim.build import build_optimizer
 from resnet_dist.optim.ema import ModelEma
 from resnet_dist.optim.groups import parameter_groups
+from tests.unit.optim.small import set_gradients
 
 
 def _small_model(seed: int = 0) -> nn.Module:
     model = build_model(ModelConfig(name="resnet9", width=8), num_classes=4, seed=seed)
     return model.to(memory_format=torch.channels_last)
-
-
-def _set_gradients(model: nn.Module, step: int) -> None:
-    generator = torch.Generator().manual_seed(step)
-    for parameter in model.parameters():
-        # In the layout of the parameter, as autograd and DDP leave it.
-        parameter.grad = torch.empty_like(parameter)
-        parameter.grad.copy_(torch.randn(parameter.shape, generator=generator))
 
 
 def test_resnet50_decays_54_tensors_and_leaves_107() -> None:
@@ -85,7 +78,7 @@ def test_steps_equal_the_formulas_and_are_reproducible(kind: str) -> None:
     optimizers = [build_optimizer(OPTIMIZERS[kind], model) for model in models]
     for step in range(4):
         for model, optimizer in zip(models, optimizers, strict=True):
-            _set_gradients(model, step)
+            set_gradients(model, step)
             optimizer.step()
         for name, parameter in models[0].named_parameters():
             assert parameter.grad is not None
@@ -107,7 +100,7 @@ def test_steps_equal_the_formulas_and_are_reproducible(kind: str) -> None:
 def test_a_gradient_in_another_layout_is_not_applied_in_the_wrong_order() -> None:
     model = _small_model()
     optimizer = build_optimizer(OptimConfig(), model)
-    _set_gradients(model, 0)
+    set_gradients(model, 0)
     optimizer.step()
     weight = model.get_parameter("conv1.0.weight")
     assert weight.grad is not None
