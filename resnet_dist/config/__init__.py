@@ -22,7 +22,7 @@ from resnet_dist.config.model import LossConfig, ModelConfig
 from resnet_dist.config.optim import OptimConfig, ScheduleConfig
 from resnet_dist.config.performance import PerformanceConfig
 from resnet_dist.config.run import CheckpointConfig, EvalConfig, LogConfig, RunConfig
-from resnet_dist.config.setting import check_section, setting
+from resnet_dist.config.setting import Rules, check_section, setting
 from resnet_dist.config.train import TrainConfig
 
 __all__ = [
@@ -89,6 +89,19 @@ class Config:
             "3 or 4 is usual",
         )
         self.augment.check_sizes(rules, train_size=self.data.train_size, loader=self.data.loader)
+        self._check_performance(rules)
+        channels = 1 if self.data.grayscale else 3
+        rules.require(
+            self.model.in_channels == channels,
+            "model.in_channels",
+            self.model.in_channels,
+            f"must be {channels} with data.grayscale={str(self.data.grayscale).lower()}",
+            f"set model.in_channels={channels}",
+        )
+        rules.enforce()
+
+    def _check_performance(self, rules: Rules) -> None:
+        """Add the rules that tie section `performance` to others."""
         rules.require(
             self.train.channels_last or not self.performance.may_use("fused_norm"),
             "performance.fused_norm",
@@ -126,15 +139,6 @@ class Config:
             f"does not go with model.name={self.model.name}, which has no blocks of this package",
             "leave it out, or lower train.max_micro_batch_size",
         )
-        channels = 1 if self.data.grayscale else 3
-        rules.require(
-            self.model.in_channels == channels,
-            "model.in_channels",
-            self.model.in_channels,
-            f"must be {channels} with data.grayscale={str(self.data.grayscale).lower()}",
-            f"set model.in_channels={channels}",
-        )
-        rules.enforce()
 
 
 SECTIONS: dict[str, type[Any]] = {

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 
 from torch import Tensor, nn
@@ -15,44 +16,54 @@ from resnet_dist.models.freeze import FrozenBatchNorm2d
 def kept_statistics(module: nn.Module) -> Iterator[None]:
     """Batch norms of `module` use the statistics of the batch, but do not record them: for a pass
     over images that were seen already."""
-    kinds = nn.modules.batchnorm._BatchNorm
-    norms = [part for part in module.modules() if isinstance(part, kinds) and part.training]
-    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        # Not track_running_stats: the second pass must hold the tensors that the first one held.
-        norm.momentum, norm.num_batches_tracked = 0.0, None
-    try:
+    with _uncounted(part for part in _norms(module) if part.training) as norms:
+        for norm in norms:
+            # Not track_running_stats: the second pass must hold the tensors that the first held.
+            norm.momentum = 0.0
         yield
-    finally:
-        for norm, (momentum, count) in zip(norms, kept, strict=True):
-            norm.momentum, norm.num_batches_tracked = momentum, count
 
 
 @contextmanager
 def recomputed_statistics(module: nn.Module) -> Iterator[Callable[[], None]]:
     """Batch norm's running statistics become the means over the batches of the forward passes done
     inside, in training mode; call what is yielded before each pass."""
-    kinds = nn.modules.batchnorm._BatchNorm
-    found = [part for part in module.modules() if isinstance(part, kinds)]
-    norms = [part for part in found if not isinstance(part, FrozenBatchNorm2d)]
-    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    was_training, done = module.training, 0
+    was_training, numbers = module.training, itertools.count(1)
+    with _uncounted(_norms(module)) as norms:
 
-    def count() -> None:
-        nonlocal done
-        done += 1
-        for norm in norms:
-            norm.momentum = 1.0 / done
+        def count() -> None:
+            momentum = 1.0 / next(numbers)
+            for norm in norms:
+                norm.momentum = momentum
 
-    for norm in norms:
+        module.train()
+        try:
+            yield count
+        finally:
+            module.train(was_training)
+
+
+_Norm = nn.modules.batchnorm._BatchNorm
+
+
+def _norms(module: nn.Module) -> Iterator[_Norm]:
+    """Those whose statistics are not frozen."""
+    for part in module.modules():
+        if isinstance(part, _Norm) and not isinstance(part, FrozenBatchNorm2d):
+            yield part
+
+
+@contextmanager
+def _uncounted(norms: Iterable[_Norm]) -> Iterator[list[_Norm]]:
+    """Batch norms that do not count batches; their momentum may be changed inside."""
+    chosen = list(norms)
+    kept = [(norm.momentum, norm.num_batches_tracked) for norm in chosen]
+    for norm in chosen:
         norm.num_batches_tracked = None
-    module.train()
     try:
-        yield count
+        yield chosen
     finally:
-        module.train(was_training)
-        for norm, (momentum, tracked) in zip(norms, kept, strict=True):
-            norm.momentum, norm.num_batches_tracked = momentum, tracked
+        for norm, (momentum, count) in zip(chosen, kept, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count
 
 
 def run_twice(block: nn.Module, *inputs: Tensor | None) -> Tensor:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 from typing import Any
 
 from resnet_dist.config.load import to_flat
 from resnet_dist.report.facts import RunFacts, named_apart
+from resnet_dist.report.table import duration
 
 _UNINTERESTING = ("run.", "log.", "data.cache_dir", "data.local_cache")
 _NARROW = 80
@@ -89,8 +89,3 @@ def _percent(value: float | None) -> str:
 
 def _number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float | int) else "-"
-
-
-def duration(seconds: float) -> str:
-    """h:mm:ss."""
-    return str(timedelta(seconds=round(seconds)))

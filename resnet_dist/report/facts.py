@@ -64,18 +64,21 @@ class RunFacts:
 
     def last(self, tag: str) -> float | None:
         """The latest value of a tag."""
-        found = [record[tag] for record in self.records if isinstance(record.get(tag), float | int)]
-        return float(found[-1]) if found else None
+        found = self._values(tag)
+        return found[-1] if found else None
 
     def best(self, tag: str) -> float | None:
         """The largest value of a tag."""
-        found = [record[tag] for record in self.records if isinstance(record.get(tag), float | int)]
-        return float(max(found)) if found else None
+        return max(self._values(tag), default=None)
 
     def median(self, tag: str) -> float | None:
         """The median of a tag."""
-        found = [record[tag] for record in self.records if isinstance(record.get(tag), float | int)]
-        return float(statistics.median(found)) if found else None
+        found = self._values(tag)
+        return statistics.median(found) if found else None
+
+    def _values(self, tag: str) -> list[float]:
+        found = (record.get(tag) for record in self.records)
+        return [float(value) for value in found if isinstance(value, float | int)]
 
     @cached_property
     def times(self) -> Times:

@@ -9,9 +9,10 @@ from html import escape
 
 from resnet_dist import __version__
 from resnet_dist.report import bands
-from resnet_dist.report.comparison import differing_settings, duration, rows
+from resnet_dist.report.comparison import differing_settings, rows
 from resnet_dist.report.facts import RunFacts, named_apart
 from resnet_dist.report.overlay import draw
+from resnet_dist.report.table import duration
 
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 1200px;

@@ -14,7 +14,8 @@ def _percent(value: float) -> str:
     return f"{value:.2%}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """h:mm:ss, or ? for what is not finite."""
     return str(timedelta(seconds=round(seconds))) if math.isfinite(seconds) else "?"
 
 
@@ -30,7 +31,7 @@ _COLUMNS: tuple[_Column, ...] = (
     ("ema", "top1", lambda row: row.val.get("ema_top1"), _percent),
     ("", "lr", lambda row: row.train.get("lr"), "{:.3g}".format),
     ("", "img/s", lambda row: row.train.get("images_per_second"), "{:.0f}".format),
-    ("", "time", lambda row: row.train.get("time_s"), _duration),
+    ("", "time", lambda row: row.train.get("time_s"), duration),
 )
 
 

@@ -60,3 +60,30 @@ def finish(
     magnitudes = np.where(moves, np.trunc(signed), signed)
     magnitudes = np.where(np.isin(codes, list(FACTORS)), 1.0 + magnitudes, magnitudes)
     return codes.astype(np.int8), magnitudes
+
+
+def inverse_matrices(
+    codes: NDArray[np.int8], magnitudes: NDArray[np.float64], size: int
+) -> NDArray[np.float64]:
+    """`[m, 2, 3]`: where each pixel of the result comes from, x and y from the centre, pixels.
+
+    Shears keep the upper left corner, rotations the centre, as torchvision's
+    `_get_inverse_affine_matrix` does.
+    """
+    matrices = np.zeros((len(codes), 2, 3))
+    matrices[:, 0, 0] = matrices[:, 1, 1] = 1.0
+    for axis, shear, translate in (
+        (0, Code.SHEAR_X, Code.TRANSLATE_X),
+        (1, Code.SHEAR_Y, Code.TRANSLATE_Y),
+    ):
+        sheared = codes == shear
+        matrices[sheared, axis, 1 - axis] = magnitudes[sheared]
+        matrices[sheared, axis, 2] = magnitudes[sheared] * size / 2
+        moved = codes == translate
+        matrices[moved, axis, 2] = -magnitudes[moved]
+    rotated = codes == Code.ROTATE
+    angles = np.radians(magnitudes[rotated])
+    matrices[rotated, 0, 0] = matrices[rotated, 1, 1] = np.cos(angles)
+    matrices[rotated, 1, 0] = np.sin(angles)
+    matrices[rotated, 0, 1] = -np.sin(angles)
+    return matrices

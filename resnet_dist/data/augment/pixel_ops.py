@@ -21,7 +21,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tvf
 
 from resnet_dist.data.augment.augmix import CHAINS, DEPTH
-from resnet_dist.data.augment.codes import Code
+from resnet_dist.data.augment.codes import Code, inverse_matrices
 from resnet_dist.data.batch import Operations
 from resnet_dist.data.read.buffers import to_device
 
@@ -177,33 +177,6 @@ def _blend(images: Tensor, others: Tensor, factors: NDArray[np.float64]) -> Tens
     device = images.device
     mixed = images * _column(factors, device) + others * _column(1.0 - factors, device)
     return _to_uint8(mixed)
-
-
-def inverse_matrices(
-    codes: NDArray[np.int8], magnitudes: NDArray[np.float64], size: int
-) -> NDArray[np.float64]:
-    """`[m, 2, 3]`: where each pixel of the result comes from, x and y from the centre, pixels.
-
-    Shears keep the upper left corner, rotations the centre, as torchvision's
-    `_get_inverse_affine_matrix` does.
-    """
-    matrices = np.zeros((len(codes), 2, 3))
-    matrices[:, 0, 0] = matrices[:, 1, 1] = 1.0
-    for axis, shear, translate in (
-        (0, Code.SHEAR_X, Code.TRANSLATE_X),
-        (1, Code.SHEAR_Y, Code.TRANSLATE_Y),
-    ):
-        sheared = codes == shear
-        matrices[sheared, axis, 1 - axis] = magnitudes[sheared]
-        matrices[sheared, axis, 2] = magnitudes[sheared] * size / 2
-        moved = codes == translate
-        matrices[moved, axis, 2] = -magnitudes[moved]
-    rotated = codes == Code.ROTATE
-    angles = np.radians(magnitudes[rotated])
-    matrices[rotated, 0, 0] = matrices[rotated, 1, 1] = np.cos(angles)
-    matrices[rotated, 1, 0] = np.sin(angles)
-    matrices[rotated, 0, 1] = -np.sin(angles)
-    return matrices
 
 
 def _warp(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from resnet_dist import rng
 from resnet_dist.config import AugmentConfig
-from resnet_dist.data.augment.codes import FACTORS, SIGNED, Code, Row
+from resnet_dist.data.augment.codes import FACTORS, Code, Row, finish
 
 _CHOICES = np.array(
     [
@@ -66,11 +66,11 @@ def _magnitudes(
         *((factor, 0.9) for factor in FACTORS),
     ):
         strengths = np.where(codes == code, share * strongest, strengths)
-    signed = np.where(is_negative & np.isin(codes, list(SIGNED)), -strengths, strengths)
     moves = np.isin(codes, [Code.TRANSLATE_X, Code.TRANSLATE_Y])
-    signed = np.where(moves, np.rint(signed), signed)
+    strengths = np.where(moves, np.rint(strengths), strengths)
+    _, signed = finish(codes, strengths, is_negative)
     is_factor = np.isin(codes, list(FACTORS))
-    signed = np.where(is_factor, np.maximum(_LEAST_FACTOR, 1.0 + signed), signed)
+    signed = np.where(is_factor, np.maximum(_LEAST_FACTOR, signed), signed)
     for code, values in (
         (Code.POSTERIZE, 4.0 - np.trunc(share * 4.0)),
         (Code.SOLARIZE, 256.0 - np.trunc(share * 256.0)),
