@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import ctypes
 import importlib.metadata
+import importlib.util
 
 PACKAGES = {13: "nvidia-dali-cuda130", 12: "nvidia-dali-cuda120"}
 """By the CUDA major that they are built for."""
 
 
 def installed() -> tuple[int, str] | None:
-    """CUDA major and version of DALI here; None if there is none."""
+    """CUDA major and version of DALI here; None if there is none. One of another origin (conda, a
+    nightly build, a folder) counts as of CUDA 0: what it needs is not known."""
     for major, package in PACKAGES.items():
         try:
             return major, importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return None
+    return (0, "of another origin") if _is_importable() else None
+
+
+def _is_importable() -> bool:
+    try:
+        return importlib.util.find_spec("nvidia.dali") is not None
+    except ModuleNotFoundError:  # not even the package above it
+        return False
 
 
 def version() -> str:

@@ -19,6 +19,7 @@ def installed(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
         return number
 
     monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setattr(dali_package, "_is_importable", lambda: False)
 
 
 @pytest.mark.parametrize(
@@ -59,6 +60,14 @@ def test_one_for_a_newer_driver_is_named_with_its_limit(monkeypatch: pytest.Monk
 def test_one_for_an_older_cuda_runs_on_a_newer_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     installed(monkeypatch, cuda120="2.4.0")
     assert dali_package.conflict(13020, "13.0") is None
+
+
+def test_one_of_another_origin_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As conda's, a nightly build, or a folder on PYTHONPATH."""
+    installed(monkeypatch)
+    monkeypatch.setattr(dali_package, "_is_importable", lambda: True)
+    assert dali_package.conflict(12080, "12.8") is None
+    assert dali_package.version() == "cuda0 of another origin"
 
 
 def test_a_machine_without_a_driver_has_none() -> None:
