@@ -22,7 +22,7 @@ from resnet_dist.optim.ema import EmaSchedule
 from resnet_dist.optim.schedules import Schedule, apply_schedule, build_schedule, peak_lr
 from resnet_dist.performance.build import sync_build_step
 from resnet_dist.recipes.__main__ import completion, head, main
-from resnet_dist.recipes.table import recipes
+from resnet_dist.recipes.table import Recipe, recipes
 from resnet_dist.run.cadence import cadence_of
 from resnet_dist.world import World
 
@@ -96,11 +96,19 @@ def test_mlperf_evaluates_as_its_rules_say() -> None:
     assert not due.is_reached(0.7589)
 
 
+@pytest.fixture(scope="module")
+def all_recipes() -> dict[str, Recipe]:
+    """By name; reading them takes a second."""
+    return {each.name: each for each in recipes()}
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_its_head_names_the_command_and_the_origin(name: str) -> None:
+def test_its_head_names_the_command_and_the_origin(
+    name: str, all_recipes: dict[str, Recipe]
+) -> None:
     text = head(name)
     assert f"--config {name}" in text
-    (recipe,) = [each for each in recipes() if each.name == name]
+    recipe = all_recipes[name]
     if recipe.top1 is not None and not recipe.is_ours:
         whole = " ".join(text.split())
         assert "not measured by us" in whole
