@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NPROC ?= 2
+# Unit tests by file on two workers; the others start processes of their own and run one at a time.
+UNIT := -n 2 --dist loadfile tests/unit
 
 .PHONY: help install train test test-slow golden check format lint types docs bench lock clean
 
@@ -28,10 +30,12 @@ train: $(STAMP)
 	$(BIN)/resnet-dist train --nproc $(NPROC)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(UNIT)
+	$(BIN)/python -m pytest --ignore tests/unit
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m ""
+	$(BIN)/python -m pytest -m "" $(UNIT)
+	$(BIN)/python -m pytest -m "" --ignore tests/unit
 
 golden: $(STAMP)
 	$(BIN)/python -m tests.golden
@@ -40,7 +44,7 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(MAKE) test
 
 format: $(STAMP)
 	$(BIN)/ruff format .
