@@ -18,22 +18,27 @@ import tempfile
 import time
 from pathlib import Path
 
-from resnet_dist.metrics.jsonl import read_records
+from resnet_dist.metrics.jsonl import Record, read_records
 from resnet_dist.run.versions import package_versions
 from resnet_dist.system.json_files import read_lines
 
 
+def run_recipe(config: str, settings: list[str], folder: Path, nproc: int) -> list[Record]:
+    """Train in `folder`; its records. Ends the program if the run fails."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(nproc)]
+    command += ["-m", "resnet_dist.train", "--config", config, *settings]
+    command += [f"run.dir={folder}", "log.progress=lines"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        sys.exit(f"{settings} failed with code {result.returncode}:\n{result.stderr[-2000:]}")
+    return read_records(folder / "metrics.jsonl")
+
+
 def train(folder: Path, args: argparse.Namespace, seed: int) -> tuple[float, float, float]:
     """(final top-1 as a share of 1, seconds between records, seconds of the whole command)."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(args.nproc)]
-    command += ["-m", "resnet_dist.train", "--config", args.config, *args.overrides]
-    command += [f"seed={seed}", f"run.dir={folder}", "log.progress=lines"]
     start = time.perf_counter()
-    result = subprocess.run(command, capture_output=True, text=True)
+    records = run_recipe(args.config, [*args.overrides, f"seed={seed}"], folder, args.nproc)
     seconds = time.perf_counter() - start
-    if result.returncode:
-        sys.exit(f"seed {seed} failed with code {result.returncode}:\n{result.stderr[-2000:]}")
-    records = read_records(folder / "metrics.jsonl")
     top1 = [record["val/top1"] for record in records if "val/top1" in record][-1]
     return float(top1), float(records[-1]["time"]) - float(records[0]["time"]), seconds
 

@@ -26,6 +26,10 @@ VERBS = {
     "export": ("resnet_dist.export.__main__:main", "weights for torchvision, timm, ONNX, ..."),
     "report": ("resnet_dist.report.__main__:main", "the table of epochs and the curves of a run"),
     "bench": ("resnet_dist.bench.__main__:main", "what limits the speed here: loader or step"),
+    "doctor": (
+        "resnet_dist.doctor.__main__:main",
+        "is this machine, or a job's nodes, fit to train",
+    ),
     "selftest": ("resnet_dist.selftest.__main__:main", "is a resumed run the run, on this disk"),
 }
 """The function of each verb, which takes the rest of the command line, and a line about it."""

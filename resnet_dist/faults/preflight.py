@@ -41,8 +41,15 @@ def sync_preflight(world: World) -> None:
 
     Raises AgreedError that names every rank and host that fails one.
     """
+    problems = sync_problems(world)
+    if problems:
+        raise AgreedError("\n".join(f"preflight: {problem}" for problem in problems))
+
+
+def sync_problems(world: World) -> list[str]:
+    """What the checks find, the same on all ranks. All ranks must call it."""
     if world.size == 1:
-        return
+        return []
     own = Facts(
         rank=world.rank,
         host=socket.gethostname(),
@@ -50,9 +57,7 @@ def sync_preflight(world: World) -> None:
         versions={name: package_versions()[name] for name in _SAME_ON_ALL},
         sum_is_right=_sync_sum_is_right(world),
     )
-    problems = judge(sync_gather_objects(own, world))
-    if problems:
-        raise AgreedError("\n".join(f"preflight: {problem}" for problem in problems))
+    return judge(sync_gather_objects(own, world))
 
 
 def _device_name(device: torch.device) -> str | None:

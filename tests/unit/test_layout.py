@@ -26,7 +26,7 @@ LEVELS = [
     {"evaluator"},
     {"trainer"},
     {"train"},
-    {"bench", "inspect", "prepare", "recipes", "selftest"},
+    {"bench", "doctor", "inspect", "prepare", "recipes", "selftest"},
     {"__main__"},
 ]
 """A module may import from levels above it in this list, and from its own package."""

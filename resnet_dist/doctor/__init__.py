@@ -1,0 +1,1 @@
+"""Is this machine, or this set of machines, fit to train? `resnet-dist doctor`."""
