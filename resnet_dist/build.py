@@ -31,6 +31,7 @@ from resnet_dist.faults.non_finite import NonFiniteGuard
 from resnet_dist.faults.preemption import StopSignal
 from resnet_dist.faults.watchdog import Watchdog
 from resnet_dist.loop import Components
+from resnet_dist.metrics.energy import EnergyMeter
 from resnet_dist.metrics.meters import TrainMeter
 from resnet_dist.metrics.recorder import Recorder, build_recorder
 from resnet_dist.metrics.throughput import Throughput
@@ -162,6 +163,7 @@ def build_components(
         recorder=recorder,
         saver=saver,
         throughput=Throughput(world.device, global_batch_size=train.global_batch_size),
+        energy=EnergyMeter(world),
         stop=StopSignal(world),
         guards=sync_build_guards(
             config, state.model, state.optimizer, world=world, watchdog=watchdog, first_sync=first

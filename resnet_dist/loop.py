@@ -24,6 +24,7 @@ from resnet_dist.evaluate.norms import NormRecomputation
 from resnet_dist.faults.guards import Guards
 from resnet_dist.faults.preemption import StopSignal
 from resnet_dist.faults.watchdog import BatchSource, Phase
+from resnet_dist.metrics.energy import EnergyMeter
 from resnet_dist.metrics.null import PARTIAL
 from resnet_dist.metrics.recorder import Recorder
 from resnet_dist.metrics.throughput import Throughput
@@ -58,6 +59,7 @@ class Components:
     recorder: Recorder
     saver: Saver
     throughput: Throughput
+    energy: EnergyMeter
     stop: StopSignal
     guards: Guards
     world: World
@@ -198,7 +200,8 @@ def _sync_log(
     skipped = state.guard.read()
     speeds = use.throughput.read_and_reset()
     data_wait_ms = speeds["data_wait_share"] * speeds["step_time_ms"]
-    values = {f"train/{name}": value for name, value in (measured | speeds).items()}
+    measured |= speeds | use.energy.sync_read_kj()
+    values = {f"train/{name}": value for name, value in measured.items()}
     values["train/skipped_steps"] = skipped.total
     values |= use.guards.stragglers.sync_read_and_reset(
         data_wait_ms, speeds["step_time_ms"], use.recorder.message

@@ -141,8 +141,8 @@ def run(resolved: Resolved, world: World) -> int:
         if world.is_main:
             checkpoints.check_owned()
             why = use.stop.reason if outcome is Outcome.STOPPED else None
-            run_summary.closing_report(config, folder, outcome, state.step, why)
             write_end(folder, outcome, {"step": state.step, "reason": why})
+            run_summary.closing_report(config, folder, outcome, state.step, why)
     return stopped_exit_code() if outcome is Outcome.STOPPED else 0
 
 

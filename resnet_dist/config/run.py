@@ -86,6 +86,8 @@ class LogConfig:
     """Steps between records; the device is read only then."""
     tensorboard: bool = setting(True, free=True)
     """Write TensorBoard events to the run folder."""
+    price_per_hour: float | None = setting(None, ge=0, hint="such as 2.5", free=True)
+    """Price of one rank (a GPU) per hour, in any currency: the receipt then names the cost."""
     progress: Literal["auto", "bar", "lines"] = setting("auto", free=True)
     """auto: a bar on a terminal, one line per record otherwise."""
 

@@ -22,6 +22,7 @@ from resnet_dist.report.curves import write_curves
 from resnet_dist.report.facts import RunFacts, named_apart, read_run
 from resnet_dist.report.overlay import draw
 from resnet_dist.report.page import band_lines, page
+from resnet_dist.report.receipt import receipt_lines
 from resnet_dist.report.table import epoch_table, final_lines
 from resnet_dist.system.files import replace_file
 
@@ -56,7 +57,7 @@ def _report_one(run: RunFacts, arguments: argparse.Namespace) -> None:
     _or_say(curves, lambda: write_curves(run.records, curves, title=run.name))
     print(epoch_table(run.records))
     lines = [*final_lines(run.records, is_finished=run.is_finished), *band_lines(run)]
-    print("\n".join([*lines, f"curves: {curves}"]))
+    print("\n".join([*lines, f"curves: {curves}", *receipt_lines(run)]))
     if arguments.html:
         print(f"report: {_write_page([run], folder)}")
 

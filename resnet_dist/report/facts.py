@@ -86,6 +86,37 @@ class RunFacts:
         return _times(self.records, self.starts, self.ends)
 
     @property
+    def images(self) -> int | None:
+        """Images trained on in steps that count; None: not known."""
+        if self.config is None:
+            return None
+        return int(self.records[-1]["step"]) * self.config.train.global_batch_size
+
+    @property
+    def energy_kwh(self) -> float | None:
+        """What the counters of all ranks say; None: there are none."""
+        found = self._values("train/energy_kj")
+        return sum(found) / 3600.0 if found else None
+
+    @cached_property
+    def rank_hours(self) -> float:
+        """Hours of each start, times its ranks."""
+        begins = [_time_of(start) for start in self.starts]
+        signs = _signs(self.records, self.ends)
+        total = 0.0
+        for number, (start, begin) in enumerate(zip(self.starts, begins, strict=True), start=1):
+            end = begins[number] if number < len(begins) else float("inf")
+            own = [sign for sign in signs if begin <= sign < end]
+            total += (max(own, default=begin) - begin) * int(start.get("world_size", 1))
+        return total / 3600.0
+
+    @property
+    def cost(self) -> float | None:
+        """Price of its hours; None where no price is given."""
+        price = None if self.config is None else self.config.log.price_per_hour
+        return None if price is None else price * self.rank_hours
+
+    @property
     def samples(self) -> int | None:
         """Training samples; None: not known."""
         return self.starts[-1].get("num_train_samples") if self.starts else None
@@ -159,8 +190,7 @@ def _times(
         seconds = (record["step"] - before) * float(record["train/step_time_ms"]) / 1e3
         share = float(record.get("train/data_wait_share", 0.0))
         steps, data = steps + seconds * (1.0 - share), data + seconds * share
-    signs = [float(record["time"]) for record in records if "time" in record]
-    signs += [float(end["time"]) for end in ends if "time" in end]
+    signs = _signs(records, ends)
     begins = [_time_of(start) for start in starts]
     first = begins[0] if begins else min(signs, default=0.0)
     stopped = 0.0
@@ -168,6 +198,11 @@ def _times(
         earlier = [sign for sign in signs if sign < begin]
         stopped += begin - max(earlier, default=begin)
     return Times(max(signs, default=first) - first, steps, data, stopped)
+
+
+def _signs(records: Sequence[Record], ends: Sequence[dict[str, Any]]) -> list[float]:
+    """When the run was known to be alive, seconds since 1970."""
+    return [float(each["time"]) for each in [*records, *ends] if "time" in each]
 
 
 def _pairs(trained: Sequence[Record]) -> Iterator[tuple[int, Record]]:

@@ -19,8 +19,9 @@ from resnet_dist.errors import printable
 from resnet_dist.metrics.jsonl import read_records
 from resnet_dist.optim.schedules import build_schedule, peak_lr
 from resnet_dist.report.curves import write_curves
-from resnet_dist.report.facts import ENDED
+from resnet_dist.report.facts import ENDED, read_run
 from resnet_dist.report.preview import derived_lines, difference_notes
+from resnet_dist.report.receipt import receipt_lines, write_receipt
 from resnet_dist.report.table import epoch_table, final_lines
 from resnet_dist.run.folder import run_folder
 from resnet_dist.run.outcome import Outcome
@@ -120,10 +121,11 @@ def evaluation_line(prefix: str, step: int, result: dict[str, float]) -> str:
 def closing_report(
     config: Config, folder: Path, outcome: Outcome, step: int, why: str | None
 ) -> None:
-    """Print the table of epochs, write curves.png, and name the commands to try next. `why`: what
-    stopped the run.
+    """Print the table of epochs and the receipt, write curves.png, and name the commands to try
+    next. `why`: what stopped the run.
 
-    No curves for a run that a signal stopped: it must make room quickly, or it is killed.
+    Neither curves nor receipt for a run that a signal stopped: it must make room quickly, or it is
+    killed.
     """
     records = read_records(folder / "metrics.jsonl")
     if records:
@@ -133,6 +135,9 @@ def closing_report(
             curves = folder / "curves.png"
             write_curves(records, curves, title=config.run.name)
             print(f"curves: {curves}")
+            run = read_run(folder)
+            write_receipt(run)
+            print("\n".join(receipt_lines(run)))
     if outcome is Outcome.FINISHED:
         print(f"finished at step {step}; next:\n  tensorboard --logdir {folder}")
         print(f"  {IMAGENET_COMMAND}")
