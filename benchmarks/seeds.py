@@ -63,7 +63,15 @@ def write_band(path: Path, args: argparse.Namespace, folders: list[Path]) -> Non
         "epochs": epochs,
         "val/top1": runs,
     }
-    path.write_text(json.dumps(band, indent=1) + "\n")
+    lines = [f" {json.dumps(key)}: {_on_lines(value)}" for key, value in band.items()]
+    path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def _on_lines(value: object) -> str:
+    """JSON with a run per line."""
+    if isinstance(value, list) and value and isinstance(value[0], list):
+        return "[\n" + ",\n".join(f"  {json.dumps(each)}" for each in value) + "\n ]"
+    return json.dumps(value)
 
 
 def main() -> None:

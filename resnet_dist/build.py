@@ -15,7 +15,6 @@ from resnet_dist.checkpoint.manager import CheckpointManager
 from resnet_dist.checkpoint.saver import BackgroundSaver, NullSaver, Saver
 from resnet_dist.config import Config
 from resnet_dist.config.load import to_flat
-from resnet_dist.data.augment.device_stage import to_uint8
 from resnet_dist.data.augment.progressive import train_size
 from resnet_dist.data.datasets import Datasets
 from resnet_dist.data.index.index import Index
@@ -24,6 +23,7 @@ from resnet_dist.data.loaders.loader import EvalLoader, TrainLoader
 from resnet_dist.data.micro_batches import BatchSplit, choose_batch_split
 from resnet_dist.data.specs import digest_of_step
 from resnet_dist.errors import UserError
+from resnet_dist.evaluate.mistakes import MistakePictures
 from resnet_dist.evaluate.norms import NormRecomputation
 from resnet_dist.faults.guards import sync_build_guards
 from resnet_dist.faults.loss_history import LossHistory
@@ -145,10 +145,11 @@ def build_components(
     speed = config.performance.speed_on(world.device.type)
     first = first_synchronised(step.network, speed=speed)
     recorder, saver = build_records(config, state, datasets, checkpoints, world)
+    evaluated = eval_loader(config, datasets, world)
     return Components(
         step=step,
         train_loader=train_loader(config, datasets, batch_split, world),
-        eval_loader=watchdog.watch_evaluation(eval_loader(config, datasets, world)),
+        eval_loader=watchdog.watch_evaluation(evaluated),
         autocast_dtype=AUTOCAST_DTYPES[train.precision],
         cadence=cadence,
         lr_of=build_schedule(
@@ -171,7 +172,7 @@ def build_components(
         world=world,
         fingerprint=fingerprint,
         step_is_one_batch=batch_split.accumulation_steps == 1,
-        to_picture=partial(to_uint8, data=datasets.data),
+        pictures=MistakePictures(evaluated, datasets),
     )
 
 

@@ -20,6 +20,7 @@ from resnet_dist.data.batch import Batch
 from resnet_dist.data.loaders.loader import TrainLoader
 from resnet_dist.errors import LoaderError
 from resnet_dist.evaluate.forward import sync_evaluate
+from resnet_dist.evaluate.mistakes import Mistake, MistakePictures
 from resnet_dist.evaluate.norms import NormRecomputation
 from resnet_dist.faults.guards import Guards
 from resnet_dist.faults.preemption import StopSignal
@@ -67,8 +68,8 @@ class Components:
     """What a checkpoint holds besides the state: config, data, versions."""
     step_is_one_batch: bool
     """Whether a step has one micro-batch only."""
-    to_picture: Callable[[torch.Tensor], torch.Tensor]
-    """From network input to uint8 images, for people to look at."""
+    pictures: MistakePictures
+    """For people to look at: images with the names of their classes."""
 
 
 def fit(state: TrainState, use: Components) -> Outcome:
@@ -162,8 +163,7 @@ def _watch(batches: Iterator[Batch], state: TrainState, use: Components) -> Iter
             return
         watchdog.end_wait()
         if not is_shown:
-            pictures = use.to_picture(batch.images[:MAX_GRID_IMAGES])
-            use.recorder.images(0, "train/first_batch", pictures)
+            use.recorder.images(0, "train/first_batch", use.pictures.of(batch, MAX_GRID_IMAGES))
             is_shown = True
         yield batch
 
@@ -223,12 +223,15 @@ def _sync_log(
 def _sync_evaluate(state: TrainState, use: Components) -> bool:
     """Evaluate and record; whether this is the best model so far, and is to be kept."""
     with use.throughput.paused():
-        values = _evaluate(state.model, use, "val/")
+        mistakes: list[Mistake] | None = [] if state.step >= use.cadence.stop_step else None
+        values = _evaluate(state.model, use, "val/", mistakes)
         if state.average is not None:
             if use.recompute_norms is not None:
                 beat = partial(use.guards.watchdog.beat, state.step, Phase.EVALUATION)
                 use.recompute_norms.sync_apply(state.average.module, state.step, beat)
             values |= _evaluate(state.average.module, use, "val/ema_")
+        if mistakes is not None:
+            use.pictures.sync_record(mistakes, state.step, use.recorder, use.world)
     _record(state, use, values)
     top1 = max(values["val/top1"], values.get("val/ema_top1", 0.0))
     is_best = top1 > state.best_top1
@@ -237,13 +240,16 @@ def _sync_evaluate(state: TrainState, use: Components) -> bool:
     return is_best and use.cadence.checkpoint.keep_best
 
 
-def _evaluate(model: nn.Module, use: Components, prefix: str) -> dict[str, float]:
+def _evaluate(
+    model: nn.Module, use: Components, prefix: str, mistakes: list[Mistake] | None = None
+) -> dict[str, float]:
     result = sync_evaluate(
         model,
         use.eval_loader,
         world=use.world,
         autocast_dtype=use.autocast_dtype,
         flip=use.cadence.eval.flip,
+        mistakes=mistakes,
     )
     return {f"{prefix}{name}": value for name, value in result.items() if name != "samples"}
 

@@ -136,6 +136,7 @@ def run(resolved: Resolved, world: World) -> int:
         )
         if state.step == 0:
             use.recorder.text(0, "config", run_summary.as_markdown(resolved))
+            use.recorder.settings(run_summary.chosen_settings(resolved))
         with watchdog.explaining(config.dist.timeout_s):
             outcome = fit_or_go_back(config, state, use, datasets, batch_split, checkpoints)
         if world.is_main:

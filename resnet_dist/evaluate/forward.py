@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from resnet_dist.data.batch import Batch
+from resnet_dist.evaluate.mistakes import Mistake, mistakes_of, most_confident
 from resnet_dist.faults.watchdog import BatchSource
 from resnet_dist.loss import PLAIN, loss_sum
 from resnet_dist.metrics.meters import EvalMeter
@@ -24,6 +25,7 @@ def sync_evaluate(
     world: World,
     autocast_dtype: torch.dtype | None,
     flip: bool,
+    mistakes: list[Mistake] | None = None,
 ) -> dict[str, float]:
     """Evaluate the plain model: loss, top1, top5 (shares of 1), samples, images_per_second.
 
@@ -31,12 +33,15 @@ def sync_evaluate(
     has no collective. With `flip` the logits are the mean of those of an image and of its mirror
     image, which gives the same accuracy as their sum (ffcv-imagenet). Buffers are rank 0's first,
     as in a checkpoint. The counts are integers, and which samples share a batch does not depend on
-    the number of ranks.
+    the number of ranks. This rank's most confident mistakes are added to `mistakes`, if given.
     """
     meter = EvalMeter(loader.num_batches, world.device)
 
     def take(batch: Batch, logits: torch.Tensor) -> None:
         meter.update(batch.step, loss_sum(logits, batch.labels, None, PLAIN), logits, batch.labels)
+        if mistakes is not None:
+            own = mistakes_of(batch.sample_ids.tolist(), logits.float().cpu(), batch.labels.cpu())
+            mistakes[:] = most_confident([*mistakes, *own])
         failpoint("evaluate.mid")
 
     start = time.perf_counter()

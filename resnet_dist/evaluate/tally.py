@@ -14,25 +14,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from resnet_dist.data.batch import Batch
+from resnet_dist.evaluate.mistakes import Mistake, mistakes_of, most_confident
 from resnet_dist.loss import PLAIN, loss_sum
 from resnet_dist.metrics.meters import EvalMeter
 from resnet_dist.world import World, sync_gather_objects, sync_sum_
 
 NUM_BINS = 15
 """Bins of confidence for the calibration error (Guo et al. 2017, arXiv:1706.04599)."""
-NUM_MISTAKES = 20
 _ONE = 2**30
 """A confidence of 1 as an integer: sums of integers do not depend on their order."""
-
-
-@dataclass(frozen=True)
-class Mistake:
-    """A sample that is taken for another class."""
-
-    confidence: float
-    sample_id: int
-    label: int
-    predicted: int
 
 
 @dataclass(frozen=True)
@@ -102,16 +92,8 @@ class Counter:
         units = (confidence.double() * _ONE).round().long()
         values = torch.stack([torch.ones_like(units), is_correct.long(), units], 1)
         self._bins.index_add_(0, number, values)
-        for row in (~is_correct).nonzero()[:, 0].tolist():
-            self._mistakes.append(
-                Mistake(
-                    float(confidence[row]),
-                    int(batch.sample_ids[row]),
-                    int(labels[row]),
-                    int(predicted[row]),
-                )
-            )
-        self._mistakes = _most_confident(self._mistakes)
+        found = mistakes_of(batch.sample_ids.tolist(), logits, labels)
+        self._mistakes = most_confident([*self._mistakes, *found])
 
     def sync_result(self, world: World) -> Tally:
         """The sums over all ranks; all must call it."""
@@ -128,9 +110,5 @@ class Counter:
             confusion=self._confusion.view(n, n).numpy(),
             top5_by_class=self._top5.numpy(),
             bins=self._bins.numpy(),
-            mistakes=_most_confident([one for each in found for one in each]),
+            mistakes=most_confident(one for each in found for one in each),
         )
-
-
-def _most_confident(mistakes: list[Mistake]) -> list[Mistake]:
-    return sorted(mistakes, key=lambda one: (-one.confidence, one.sample_id))[:NUM_MISTAKES]

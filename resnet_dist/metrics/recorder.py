@@ -22,7 +22,6 @@ from resnet_dist.metrics.jsonl import JsonlRecorder
 from resnet_dist.metrics.null import NullRecorder
 
 METRICS_FILE = "metrics.jsonl"
-TENSORBOARD_FOLDER = "tensorboard"
 
 
 class Recorder(Protocol):
@@ -38,6 +37,10 @@ class Recorder(Protocol):
     def text(self, step: int, tag: str, text: str) -> None:
         """Record a text, shown verbatim. Nothing where the tag has been recorded at this step or
         later."""
+
+    def settings(self, values: Mapping[str, bool | int | float | str]) -> None:
+        """Record what this run was set to, by key, to compare it with others. Nothing if it has
+        been recorded."""
 
     def advance(self, step: int) -> None:
         """Show that a step is done; not kept. Called after every step."""
@@ -69,6 +72,10 @@ class MultiRecorder:
     def text(self, step: int, tag: str, text: str) -> None:
         for recorder in self._recorders:
             recorder.text(step, tag, text)
+
+    def settings(self, values: Mapping[str, bool | int | float | str]) -> None:
+        for recorder in self._recorders:
+            recorder.settings(values)
 
     def advance(self, step: int) -> None:
         for recorder in self._recorders:
@@ -112,8 +119,7 @@ def build_recorder(
         # Imported here: it takes half a second, and the other ranks do not need it.
         from resnet_dist.metrics.tensorboard import TensorBoardRecorder
 
-        folder = run_dir / TENSORBOARD_FOLDER
-        recorders.append(TensorBoardRecorder(folder, resume_step=resume_step))
+        recorders.append(TensorBoardRecorder(run_dir, resume_step=resume_step))
     # The console comes last: a line that the user sees is in the files already.
     recorders.append(
         build_console(

@@ -19,7 +19,9 @@ not do:
 
 from __future__ import annotations
 
+import contextlib
 import io
+import re
 import socket
 import time
 from collections.abc import Mapping
@@ -43,11 +45,13 @@ _FRAME_BYTES = 16
 
 
 class TensorBoardRecorder(NullRecorder):
-    """Appends scalars, images and texts to an event file of its own in `folder`."""
+    """Appends scalars, images and texts to an event file of its own in `folder`, the run's, by
+    whose name TensorBoard calls the run."""
 
     def __init__(self, folder: Path, *, resume_step: int) -> None:
         """Drop what the folder's files hold beyond `resume_step` (at 0: all)."""
         folder.mkdir(parents=True, exist_ok=True)
+        _move_up(folder)
         self._folder = folder
         self._name = _new_file_name(folder)  # sorts behind those that are dropped, too
         self._purge_step = resume_step + 1 if resume_step else 0
@@ -76,6 +80,13 @@ class TensorBoardRecorder(NullRecorder):
         """Write a text; TensorBoard would take it for Markdown, so it becomes a code block."""
         block = "".join(f"    {line}\n" for line in text.splitlines())
         self._write_once(step, torch_summary.text(tag, block))  # type: ignore[no-untyped-call]
+
+    def settings(self, values: Mapping[str, bool | int | float | str]) -> None:
+        """Write the values for TensorBoard's HPARAMS page, whose results are the last evaluation's,
+        and the layout of its CUSTOM SCALARS page."""
+        for summary in torch_summary.hparams(dict(values), dict.fromkeys(_RESULTS, 0.0))[:2]:  # type: ignore[no-untyped-call]
+            self._write_once(0, summary)
+        self._write_once(0, _layout())
 
     def flush(self) -> None:
         failpoint("records.before_tensorboard_flush")
@@ -106,6 +117,49 @@ class TensorBoardRecorder(NullRecorder):
         assert self._file is not None
         event.wall_time = time.time()
         self._file.append(_framed(event.SerializeToString()))
+
+
+_RESULTS = ("val/top1", "val/top5", "val/loss")
+"""What HPARAMS shows of a run."""
+
+_CHARTS = {
+    "Training and validation": {
+        "loss": ["train/loss", "val/loss", "val/ema_loss"],
+        "top-1": ["train/top1", "val/top1", "val/ema_top1"],
+        "learning rate": ["train/lr"],
+    },
+    "Speed": {
+        "images/s": ["train/images_per_second"],
+        "share of time waiting for data": ["train/data_wait_share"],
+        "memory, GiB": ["train/memory_gib"],
+    },
+    "Health": {
+        "gradient norm": ["train/grad_norm"],
+        "skipped steps": ["train/skipped_steps"],
+    },
+}
+"""The pages and charts of CUSTOM SCALARS: what belongs together is in one chart."""
+
+
+def _layout() -> Any:
+    pages = {
+        title: {
+            name: ["Multiline", [f"^{re.escape(tag)}$" for tag in tags]]
+            for name, tags in charts.items()
+        }
+        for title, charts in _CHARTS.items()
+    }
+    return torch_summary.custom_scalars(pages)  # type: ignore[no-untyped-call]
+
+
+def _move_up(folder: Path) -> None:
+    """Take over the event files of an earlier version, which lie in a folder of their own."""
+    old = folder / "tensorboard"
+    if old.is_dir():
+        for path in event_files(old):
+            path.replace(folder / path.name)
+        with contextlib.suppress(OSError):  # someone else's file is in there
+            old.rmdir()
 
 
 def event_files(folder: Path) -> list[Path]:

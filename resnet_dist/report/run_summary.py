@@ -8,7 +8,7 @@ from pathlib import Path
 from resnet_dist.checkpoint.choice import Loaded
 from resnet_dist.config import Config
 from resnet_dist.config.help.listing import describe
-from resnet_dist.config.load import DEFAULT_CONFIG, Resolved
+from resnet_dist.config.load import DEFAULT_CONFIG, Resolved, to_flat
 from resnet_dist.data.datasets import Datasets
 from resnet_dist.data.index.index import Index
 from resnet_dist.data.index.scan import left_out_note
@@ -107,6 +107,16 @@ def _held_line(datasets: Datasets) -> str:
 def as_markdown(resolved: Resolved) -> str:
     """The resolved config for TensorBoard's text panel."""
     return "\n".join(f"    {line}" for line in describe(resolved).splitlines())
+
+
+def chosen_settings(resolved: Resolved) -> dict[str, bool | int | float | str]:
+    """The settings that a file or the command line gives, by key; lists as text."""
+    given = {key for key, source in resolved.sources.items() if source != "default"}
+    return {
+        key: value if isinstance(value, bool | int | float | str) else str(value)
+        for key, value in to_flat(resolved.config).items()
+        if key in given and not key.startswith(("run.", "log."))
+    }
 
 
 def evaluation_line(prefix: str, step: int, result: dict[str, float]) -> str:

@@ -7,7 +7,11 @@ is the only thing that stands between a loader and its consumer.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from resnet_dist.data.batch import Batch, BatchSlice
 from resnet_dist.data.micro_batches import BatchSplit
@@ -76,6 +80,7 @@ class EvalLoader:
     ) -> None:
         self.num_batches = num_eval_batches(num_samples, batch_size)
         """Batches over all ranks."""
+        self.largest_batch = min(batch_size, num_samples)
         self._backend = backend
         self._num_samples = num_samples
         self._batch_size = batch_size
@@ -87,3 +92,10 @@ class EvalLoader:
         return self._backend.batches(
             eval_slice(self._num_samples, self._batch_size, number) for number in self._numbers
         )
+
+    def samples(self, sample_ids: NDArray[np.int64]) -> Batch:
+        """Any samples, at most as many as a batch has, as an evaluation sees them."""
+        bounds = (0, len(sample_ids))
+        wanted = BatchSlice(step=0, epoch=0, start=0, bounds=bounds, low=0, sample_ids=sample_ids)
+        with closing(self._backend.batches([wanted])) as batches:
+            return next(batches)

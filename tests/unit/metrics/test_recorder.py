@@ -171,10 +171,10 @@ def test_every_step_once_in_both_sinks_after_two_kills(tmp_path: Path) -> None:
         "train/lr": list(range(1, 41)),
         "val/top1": [10, 20, 30, 40],
     }
-    raw = raw_steps(tmp_path / "tensorboard")
+    raw = raw_steps(tmp_path)
     assert {tag: raw[tag] for tag in expected} == expected
     assert raw["images"] == raw["config/text_summary"] == [0]
-    assert {tag: accumulated_steps(tmp_path / "tensorboard")[tag] for tag in expected} == expected
+    assert {tag: accumulated_steps(tmp_path)[tag] for tag in expected} == expected
 
 
 def test_other_ranks_and_closed_runs_write_nothing(tmp_path: Path) -> None:

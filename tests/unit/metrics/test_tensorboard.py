@@ -120,3 +120,21 @@ def test_texts_and_images_of_a_step_are_kept_once(tmp_path: Path) -> None:
         recorder.close()
     assert raw_steps(tmp_path)["config/text_summary"] == [0, 4]
     assert raw_steps(tmp_path)["images"] == [0]
+
+
+def test_settings_and_layout_are_written_once_and_survive_a_resume(tmp_path: Path) -> None:
+    for resume_step in (0, 2):
+        recorder = record(tmp_path, resume_step=resume_step, last=resume_step + 3)
+        recorder.settings({"optim.lr": 0.1, "model.name": "resnet18", "optim.nesterov": True})
+        recorder.close()
+    steps = raw_steps(tmp_path)
+    tags = ("_hparams_/experiment", "_hparams_/session_start_info", "custom_scalars__config__")
+    assert [steps[tag] for tag in tags] == [[0], [0], [0]]
+
+
+def test_files_of_an_earlier_version_move_up_and_are_kept(tmp_path: Path) -> None:
+    """They were in a folder `tensorboard`, which TensorBoard showed in each run's name."""
+    record(tmp_path / "tensorboard", resume_step=0, last=5).close()
+    record(tmp_path, resume_step=3, last=6).close()
+    assert not (tmp_path / "tensorboard").exists()
+    assert accumulated_steps(tmp_path)["train/loss"] == [1, 2, 3, 4, 5, 6]
