@@ -26,6 +26,7 @@ VERBS = {
     "export": ("resnet_dist.export.__main__:main", "weights for torchvision, timm, ONNX, ..."),
     "report": ("resnet_dist.report.__main__:main", "the table of epochs and the curves of a run"),
     "bench": ("resnet_dist.bench.__main__:main", "what limits the speed here: loader or step"),
+    "plan": ("resnet_dist.plan.__main__:main", "hours, cost, energy and room of a run, beforehand"),
     "doctor": (
         "resnet_dist.doctor.__main__:main",
         "is this machine, or a job's nodes, fit to train",

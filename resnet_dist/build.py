@@ -33,6 +33,7 @@ from resnet_dist.faults.watchdog import Watchdog
 from resnet_dist.loop import Components
 from resnet_dist.metrics.energy import EnergyMeter
 from resnet_dist.metrics.meters import TrainMeter
+from resnet_dist.metrics.profiler import Profiler
 from resnet_dist.metrics.recorder import Recorder, build_recorder
 from resnet_dist.metrics.throughput import Throughput
 from resnet_dist.models.build import build_model, smallest_map
@@ -142,8 +143,7 @@ def build_components(
     cadence = cadence_of(config, len(datasets.train))
     teacher = sync_teacher(config, datasets, world)
     step = sync_build_step(config, state, batch_split, world=world, teacher=teacher)
-    speed = config.performance.speed_on(world.device.type)
-    first = first_synchronised(step.network, speed=speed)
+    first = first_synchronised(step.network, speed=config.performance.speed_on(world.device.type))
     recorder, saver = build_records(config, state, datasets, checkpoints, world)
     evaluated = eval_loader(config, datasets, world)
     return Components(
@@ -165,6 +165,7 @@ def build_components(
         saver=saver,
         throughput=Throughput(world.device, global_batch_size=train.global_batch_size),
         energy=EnergyMeter(world),
+        profiler=Profiler(config.profile, run_folder(config.run), world, recorder.message),
         stop=StopSignal(world),
         guards=sync_build_guards(
             config, state.model, state.optimizer, world=world, watchdog=watchdog, first_sync=first

@@ -27,6 +27,7 @@ from resnet_dist.faults.preemption import StopSignal
 from resnet_dist.faults.watchdog import BatchSource, Phase
 from resnet_dist.metrics.energy import EnergyMeter
 from resnet_dist.metrics.null import PARTIAL
+from resnet_dist.metrics.profiler import Profiler
 from resnet_dist.metrics.recorder import Recorder
 from resnet_dist.metrics.throughput import Throughput
 from resnet_dist.optim.schedules import apply_schedule
@@ -61,6 +62,7 @@ class Components:
     saver: Saver
     throughput: Throughput
     energy: EnergyMeter
+    profiler: Profiler
     stop: StopSignal
     guards: Guards
     world: World
@@ -85,13 +87,13 @@ def fit(state: TrainState, use: Components) -> Outcome:
             _sync_evaluate(state, use)
         while state.step < due.stop_step and not due.is_reached(state.best_top1):
             guards.begin_step(state.step)
+            use.profiler.begin_step(state.step)
             lr = _set_rates(state, use)
             grad_norm = _take_step(state, use, batches)
             state.step += 1
             use.throughput.count_step()
             use.recorder.advance(state.step)
-            if state.average is not None:
-                _average(state, use.ema_decay_of)
+            _average(state, use.ema_decay_of)
 
             if due.logs(state.step) and _sync_log(state, use, lr, grad_norm):
                 outcome = Outcome.DIVERGED
@@ -126,8 +128,7 @@ def fit(state: TrainState, use: Components) -> Outcome:
 
 def _average(state: TrainState, decay_of: Callable[[int], float | None]) -> None:
     """Update the moving average if that is due."""
-    decay = decay_of(state.step)
-    if state.average is not None and decay is not None:
+    if state.average is not None and (decay := decay_of(state.step)) is not None:
         state.average.update(state.model, decay)
 
 

@@ -197,7 +197,13 @@ def fit_or_go_back(
 def fit_and_close(state: TrainState, use: Components) -> Outcome:
     """Probe that a checkpoint can be written, then fit; whatever happens, a write in progress is
     completed."""
-    with closing(use.recorder), closing(use.saver), closing(use.step), use.stop:
+    with (
+        closing(use.recorder),
+        closing(use.saver),
+        closing(use.step),
+        closing(use.profiler),
+        use.stop,
+    ):
         if state.step < use.cadence.stop_step:  # else nothing is left to do, and nothing to save
             use.recorder.message(sync_attempt(use.world, use.saver.probe, state.state_dict()))
         return fit(state, use)

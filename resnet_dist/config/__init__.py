@@ -21,6 +21,7 @@ from resnet_dist.config.dist import DistConfig, FaultsConfig
 from resnet_dist.config.model import LossConfig, ModelConfig
 from resnet_dist.config.optim import OptimConfig, ScheduleConfig
 from resnet_dist.config.performance import PerformanceConfig
+from resnet_dist.config.profile import ProfileConfig
 from resnet_dist.config.run import CheckpointConfig, EvalConfig, LogConfig, RunConfig
 from resnet_dist.config.setting import Rules, check_section, setting
 from resnet_dist.config.train import TrainConfig
@@ -40,6 +41,7 @@ __all__ = [
     "ModelConfig",
     "OptimConfig",
     "PerformanceConfig",
+    "ProfileConfig",
     "RunConfig",
     "ScheduleConfig",
     "TrainConfig",
@@ -66,6 +68,7 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     performance: PerformanceConfig = field(default_factory=PerformanceConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)

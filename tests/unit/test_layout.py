@@ -27,6 +27,7 @@ LEVELS = [
     {"trainer"},
     {"train"},
     {"bench", "doctor", "inspect", "prepare", "recipes", "selftest"},
+    {"plan"},
     {"__main__"},
 ]
 """A module may import from levels above it in this list, and from its own package."""

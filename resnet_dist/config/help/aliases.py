@@ -100,6 +100,7 @@ KEYS = {
     "checkpointing",
     "performance.compile_mode": "compile_mode torchcompile_mode",
     "performance.cuda_graph": "cuda_graph cuda_graphs cudagraph",
+    "profile.steps": "profile profiler profile_steps",
     "performance.deterministic": "deterministic use_deterministic_algorithms",
     "performance.num_threads": "num_threads threads omp_num_threads",
     "dist.device": "device cuda cpu no_cuda accelerator",

@@ -1,0 +1,1 @@
+"""How long, how much, how large: a run forecast before it is started. `resnet-dist plan`."""
