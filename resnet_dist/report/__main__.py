@@ -3,6 +3,8 @@
     resnet-dist report runs/a              # the table; writes curves.png into the folder
     resnet-dist report runs/a --html       # also report.html into the folder
     resnet-dist report runs/a runs/b       # compares; writes report.html and report.png here
+    resnet-dist report runs/a --watch      # a live view of a run that trains
+    resnet-dist report runs/a --export csv # or trackio, mlflow, wandb (offline)
 
 Reads what is in the run folders alone, so it works on runs that are still training, or were copied
 from elsewhere. The HTML file needs no network.
@@ -19,11 +21,13 @@ from typing import BinaryIO
 from resnet_dist.errors import UserError, report_error
 from resnet_dist.report.comparison import comparison_lines
 from resnet_dist.report.curves import write_curves
+from resnet_dist.report.export import EXPORTS
 from resnet_dist.report.facts import RunFacts, named_apart, read_run
 from resnet_dist.report.overlay import draw
 from resnet_dist.report.page import band_lines, page
 from resnet_dist.report.receipt import receipt_lines
 from resnet_dist.report.table import epoch_table, final_lines
+from resnet_dist.report.watch import watch
 from resnet_dist.system.files import replace_file
 
 
@@ -38,17 +42,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         "runs", type=Path, nargs="+", metavar="RUN", help="folders of runs, such as runs/quickstart"
     )
     parser.add_argument("--html", action="store_true", help="also write report.html (one run)")
+    parser.add_argument("--watch", action="store_true", help="draw it until it ends (one run)")
+    parser.add_argument("--export", choices=list(EXPORTS), help="records for other programs")
     parser.add_argument("--out", type=Path, help="folder for the files (default: see above)")
     arguments = parser.parse_args(argv)
     try:
+        if arguments.watch:
+            if len(arguments.runs) > 1:
+                raise UserError("--watch: takes one run; start it once for each")
+            watch(arguments.runs[0])
+            return 0
         runs = [read_run(folder) for folder in arguments.runs]
-        if len(runs) == 1:
+        if arguments.export is not None:
+            _export(runs, arguments)
+        elif len(runs) == 1:
             _report_one(runs[0], arguments)
         else:
             _compare(runs, arguments.out or Path())
     except UserError as error:
         return report_error(error, speaks=True)
     return 0
+
+
+def _export(runs: Sequence[RunFacts], arguments: argparse.Namespace) -> None:
+    for run in runs:
+        folder = arguments.out or run.folder
+        said: list[str] = []
+        _or_say(folder / "metrics", lambda: said.append(EXPORTS[arguments.export](run, folder)))  # noqa: B023
+        print(f"{run.name}: {said[0]}")
 
 
 def _report_one(run: RunFacts, arguments: argparse.Namespace) -> None:

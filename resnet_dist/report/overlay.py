@@ -12,7 +12,8 @@ if TYPE_CHECKING:  # it takes seconds to import
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_SMOOTHING = 0.9
+_WINDOWS = 50
+"""A smoothed value is the mean over about this part of a curve, to each side."""
 _MOST_MARKERS = 40
 
 
@@ -104,14 +105,13 @@ def _training(axes: Axes, run: RunFacts, color: Any) -> None:
 
 
 def _smoothed(values: Sequence[float]) -> list[float]:
-    """An exponential moving average without the pull of its start."""
-    total = weight = 0.0
+    """Means over a window around each value, which do not lag behind it."""
+    reach = max(1, len(values) // _WINDOWS)
     result = []
-    for value in values:
-        if math.isfinite(value):
-            total = _SMOOTHING * total + (1.0 - _SMOOTHING) * value
-            weight = _SMOOTHING * weight + (1.0 - _SMOOTHING)
-        result.append(total / weight if weight else math.nan)
+    for number in range(len(values)):
+        around = values[max(0, number - reach) : number + reach + 1]
+        finite = [value for value in around if math.isfinite(value)]
+        result.append(sum(finite) / len(finite) if finite else math.nan)
     return result
 
 

@@ -123,7 +123,8 @@ TELLS = {
     "pin_memory pin_mem persistent_workers": "the loaders decide it themselves: leave it out",
     "config cfg": "give files as --config FILE",
     "help h": "--help KEY explains one setting",
-    "wandb mlflow": "only TensorBoard and metrics.jsonl are written (log.tensorboard)",
+    "wandb mlflow trackio": "training writes TensorBoard and metrics.jsonl; afterwards "
+    "`resnet-dist report RUN --export wandb` (mlflow, trackio, csv)",
 }
 """Words that no key stands for -> what to do instead."""
 
