@@ -1,8 +1,9 @@
 """`python -m resnet_dist.bench [--config C] [key=value ...]`: what limits the speed here?
 
-Measures the loader alone, the training step alone (on a fixed batch in memory), and both together,
-in turn for several rounds, and says in words which of them is the bottleneck. Runs under torchrun
-too; then it gives the sum over the ranks as rank 0 sees it.
+Measures the loader alone, the training step alone (on a fixed batch in memory), both together, and
+with several ranks the sum of the gradients alone, in turn for several rounds; says what the step's
+time goes into, and in words what the bottleneck is: loader, step, network, or one slow rank. Runs
+under torchrun too; then it gives the sum over the ranks as rank 0 sees it.
 
 With --modes: which performance settings make the step fastest here
 (`resnet_dist/performance/modes.py`)?
@@ -16,6 +17,8 @@ from collections.abc import Sequence
 from resnet_dist.config.command_line import parse_arguments
 from resnet_dist.config.load import load_config
 from resnet_dist.errors import UserError, report_error
+from resnet_dist.system.ranks import is_first, is_started_by_torchrun
+from resnet_dist.system.torchrun import run_ranks
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,6 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = parse_arguments(given, prog="resnet_dist.bench", description=__doc__ or "")
         config = load_config(arguments.files, arguments.overrides).config
+        if (arguments.nproc or 1) > 1 and not is_started_by_torchrun():
+            files = [word for file in arguments.files for word in ("--config", file)]
+            words = [*files, *(["--modes"] if compares else []), *arguments.overrides]
+            return run_ranks(arguments.nproc or 1, "resnet_dist.bench", words)
 
         # Only now: importing torch takes seconds.
         from resnet_dist.bench.compare import sync_compare_modes
@@ -38,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             table = report(config, world, sync_measure(config, world))
     except UserError as error:
-        return report_error(error, speaks=True)
+        return report_error(error, speaks=is_first())
     if world.is_main:
         print(table)
     stop_process_group(world)

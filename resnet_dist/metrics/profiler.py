@@ -6,7 +6,7 @@ import contextlib
 import gzip
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,14 +71,9 @@ class Profiler:
             self._tell(f"warning: the profile cannot be written ({error.strerror or error})")
 
     def _start(self) -> None:
-        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when it is first used
-        from torch.profiler import ProfilerActivity, profile
-
-        activities = [ProfilerActivity.CPU]
         if self._world.device.type == "cuda":
-            activities.append(ProfilerActivity.CUDA)
             torch.cuda.memory._record_memory_history(max_entries=200_000)
-        self._running = profile(activities=activities, record_shapes=True)
+        self._running = torch_profile(self._world.device)
         self._running.start()
 
     def _write(self, profile: Any) -> str:
@@ -101,6 +96,17 @@ class Profiler:
         return "\n".join([*lines, f"table: {table}", f"trace, for Perfetto: {trace}.gz"])
 
 
+def torch_profile(device: torch.device) -> Any:
+    """torch's profiler for a device, not started."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when it is first used
+    from torch.profiler import ProfilerActivity, profile
+
+    activities = [ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+    return profile(activities=activities, record_shapes=True)
+
+
 def family_of(name: str) -> str:
     """What an operator or kernel belongs to."""
     lowered = name.lower()
@@ -110,16 +116,31 @@ def family_of(name: str) -> str:
     return "other"
 
 
-def where_time_went(events: Iterable[Any], *, on_gpu: bool) -> list[str]:
-    """Shares of the time in operators by family, then the longest operators. `events`: torch's
-    averages by name."""
+def by_family(events: Iterable[Any], *, on_gpu: bool) -> dict[str, float]:
+    """Milliseconds of operators by what they belong to. `events`: torch's averages by name."""
+    return _grouped(_times(events, on_gpu=on_gpu))
+
+
+def _times(events: Iterable[Any], *, on_gpu: bool) -> dict[str, float]:
+    """Milliseconds of each operator or kernel by itself."""
     field = "self_device_time_total" if on_gpu else "self_cpu_time_total"
     times = {event.key: float(getattr(event, field)) / 1e3 for event in events}
-    times = {name: time for name, time in times.items() if time > 0}
-    total = sum(times.values()) or 1.0
+    return {name: time for name, time in times.items() if time > 0}
+
+
+def _grouped(times: Mapping[str, float]) -> dict[str, float]:
     families: dict[str, float] = {}
     for name, time in times.items():
         families[family_of(name)] = families.get(family_of(name), 0.0) + time
+    return families
+
+
+def where_time_went(events: Iterable[Any], *, on_gpu: bool) -> list[str]:
+    """Shares of the time in operators by family, then the longest operators. `events`: torch's
+    averages by name."""
+    times = _times(events, on_gpu=on_gpu)
+    total = sum(times.values()) or 1.0
+    families = _grouped(times)
     where = "GPU" if on_gpu else "CPU"
     lines = [f"where the traced steps went ({total:.1f} ms in operators on the {where}):"]
     for family, time in sorted(families.items(), key=lambda each: -each[1]):

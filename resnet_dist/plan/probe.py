@@ -32,7 +32,7 @@ def sync_probe(config: Config, world: World) -> tuple[Figures, int, int]:
     energy, start = EnergyMeter(world), time.perf_counter()
     rates = {
         name: statistics.median(values) / world.size
-        for name, values in sync_measure(config, world).items()
+        for name, values in sync_measure(config, world).rates.items()
     }
     joules = energy.sync_read_kj().get("energy_kj")
     seconds = time.perf_counter() - start

@@ -65,6 +65,13 @@ class Host:
                 env={**os.environ, **environment},
             )
 
+    def limit(self, mbit: float) -> None:
+        """Make the cable slow, both ways."""
+        shape = ["root", "tbf", "rate", f"{mbit}mbit", "burst", "64kb", "latency", "400ms"]
+        for namespace, device in ((self.namespace, INTERFACE), (self.switch, self.port)):
+            command = ["tc", "-n", namespace, "qdisc", "replace", "dev", device, *shape]
+            subprocess.run(command, check=True, capture_output=True, text=True, timeout=20)
+
     def cut(self) -> None:
         """Pull the cable: packets are lost, and nobody is told."""
         ip("link", "set", self.port, "down", namespace=self.switch)

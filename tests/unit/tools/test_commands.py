@@ -19,7 +19,9 @@ assert not slow, f"{{slow}} are imported for --help"
 """
 
 
-@pytest.mark.parametrize("command", ["bench", "inspect", "prepare", "report", "selftest"])
+@pytest.mark.parametrize(
+    "command", ["bench", "doctor", "inspect", "plan", "prepare", "report", "selftest"]
+)
 def test_help_needs_no_torch(command: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", HELP.format(command=command)], capture_output=True, text=True
