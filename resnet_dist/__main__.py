@@ -25,6 +25,7 @@ VERBS = {
     "predict": ("resnet_dist.predict.__main__:main", "classes of images, from any weights"),
     "export": ("resnet_dist.export.__main__:main", "weights for torchvision, timm, ONNX, ..."),
     "report": ("resnet_dist.report.__main__:main", "the table of epochs and the curves of a run"),
+    "diff": ("resnet_dist.diff.__main__:main", "where two runs part, and why"),
     "bench": ("resnet_dist.bench.__main__:main", "what limits the speed here: loader or step"),
     "plan": ("resnet_dist.plan.__main__:main", "hours, cost, energy and room of a run, beforehand"),
     "doctor": (

@@ -13,7 +13,7 @@ from resnet_dist.run.checkpoint_files import newest_step
 
 STATE = ("step", "model", "optimizer", "scaler", "average", "meter", "guard", "losses", "best")
 """The parts of a checkpoint that are functions of (config, seed, step)."""
-NOT_EXACT = ("images_per_second", "_ms", "_s", "data_wait_share", "memory_gib", "time")
+NOT_EXACT = ("images_per_second", "_ms", "_s", "data_wait_share", "memory_gib", "energy_kj", "time")
 """Ends of the names of records that depend on the clock."""
 
 

@@ -26,7 +26,7 @@ LEVELS = [
     {"evaluator"},
     {"trainer"},
     {"train"},
-    {"bench", "doctor", "inspect", "prepare", "recipes", "selftest"},
+    {"bench", "diff", "doctor", "inspect", "prepare", "recipes", "selftest"},
     {"plan"},
     {"__main__"},
 ]

@@ -1,0 +1,1 @@
+"""Where do two runs part, and why? `resnet-dist diff`."""
