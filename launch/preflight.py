@@ -32,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         return print_error(error)
     host = socket.gethostname()
+    for note in findings.notes:
+        print(f"{host}: note: {note}")
     for problem in findings.problems:
         print(f"{host}: {problem}")
     if not findings.problems:

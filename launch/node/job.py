@@ -85,6 +85,8 @@ def run_task(job: TrainJob, task: SlurmTask) -> int:
     attempt.note("start", pid=os.getpid(), **facts)
     config = load_config([job.config]).config
     findings = examine(job.cluster, config)
+    for note in findings.notes:
+        print(f"note: {task.host}: {note}", flush=True)
     problems = pass_together(
         attempt,
         findings,

@@ -32,6 +32,8 @@ from resnet_dist.run.folder import run_folder
 from resnet_dist.system.paths import expanded
 
 _POLL_S = 0.5
+CORES_PER_GPU = 8
+"""Fewer feed no fast GPU with JPEGs."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class Findings:
     """Value of the workers' CUDA_VISIBLE_DEVICES; None: leave it."""
     gpus: list[str] = field(default_factory=list)
     """Their UUIDs."""
+    notes: list[str] = field(default_factory=list)
+    """What makes training slow, not impossible."""
 
 
 def examine(cluster: ClusterConfig, config: Config) -> Findings:
@@ -63,13 +67,29 @@ def examine(cluster: ClusterConfig, config: Config) -> Findings:
     ]
     problems += [line for folder, gib in needs for line in _room(expanded(folder, "--needs"), gib)]
     problems += _data(config)
-    return Findings(problems, visible, gpus)
+    return Findings(problems, visible, gpus, _cores(cluster, config))
 
 
 def wants_gpus(cluster: ClusterConfig, config: Config) -> bool:
     """Whether the ranks train on GPUs: those that were requested, unless the user insists on CPUs.
     A node whose GPUs are gone must not train on at a hundredth of the speed."""
     return cluster.gpus_per_node > 0 and config.dist.device != "cpu"
+
+
+def _cores(cluster: ClusterConfig, config: Config) -> list[str]:
+    """What to say about the cores that Slurm gave to the ranks of this node."""
+    cores, ranks = len(os.sched_getaffinity(0)), cluster.num_ranks_per_node
+    share = max(1, cores // ranks)
+    what = f"{cores} core(s) for {ranks} rank(s)"
+    notes = []
+    if cores < ranks or (wants_gpus(cluster, config) and share < CORES_PER_GPU):
+        notes.append(f"{what}: ask for at least {CORES_PER_GPU} per GPU (cpus_per_gpu)")
+    if config.data.num_workers is not None and config.data.num_workers > share:
+        notes.append(
+            f"{what}: data.num_workers ({config.data.num_workers}) is more than each has; leave it "
+            f"out, or raise cpus_per_gpu"
+        )
+    return notes
 
 
 def _room(folder: Path, needed_gib: float) -> list[str]:

@@ -6,11 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.launch import torchrun
 
 SETTINGS = ["data.loader=synthetic", "dist.device=cpu"]
 
 
+@pytest.mark.slow  # measures bandwidth
 def test_two_ranks_are_examined_together(tmp_path: Path) -> None:
     command = torchrun(2, SETTINGS, module="resnet_dist.doctor")
     ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)

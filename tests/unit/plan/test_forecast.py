@@ -103,6 +103,7 @@ def test_a_short_probe_of_this_machine(
     assert "36 of 16 images, 6 epochs" in printed
     assert "GiB per rank" in printed
     settings = ["data.train_size=32", "data.eval_size=32", "data.eval_resize_size=36"]
+    settings += ["model.name=resnet18", "model.width=16", "train.precision=float32"]
     assert main(["--config", "resnet50", "--gpus", "128", *settings, "dist.device=cpu"]) == 0
     printed = capsys.readouterr().out
     assert "450,360 of 256 images" in printed
