@@ -15,7 +15,6 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from resnet_dist.config import Config
 from resnet_dist.config.command_line import Arguments, parse_arguments
 from resnet_dist.config.load import Resolved, load_config
 from resnet_dist.data.micro_batches import choose_batch_split
@@ -25,7 +24,7 @@ from resnet_dist.run.folder import SHUTDOWN_VARIABLE, run_folder, shutdown_timeo
 from resnet_dist.system.output import keep_output_safe
 from resnet_dist.system.ranks import is_first, is_started_by_torchrun, launched_ranks
 from resnet_dist.system.signals import stop_at_once_on_signals
-from resnet_dist.system.torchrun import count_gpus, run_ranks
+from resnet_dist.system.torchrun import default_nproc, run_ranks
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,23 +79,14 @@ def _as_one_rank(arguments: Arguments, resolved: Resolved) -> Callable[[], int]:
 
 
 def _as_ranks_of_this_machine(arguments: Arguments, resolved: Resolved) -> Callable[[], int]:
-    nproc = arguments.nproc or _default_nproc(resolved.config)
+    nproc = arguments.nproc or default_nproc(resolved.config.dist.device)
     choose_batch_split(resolved.config.train, nproc)
     if nproc == 1:
         return partial(_train, resolved)
     os.environ.setdefault(
         SHUTDOWN_VARIABLE, str(shutdown_timeout_s(run_folder(resolved.config.run)))
     )
-    return partial(run_ranks, nproc, "resnet_dist.train", _arguments_of_ranks(arguments))
-
-
-def _default_nproc(config: Config) -> int:
-    return 1 if config.dist.device == "cpu" else max(1, count_gpus())
-
-
-def _arguments_of_ranks(arguments: Arguments) -> list[str]:
-    files = [word for file in arguments.files for word in ("--config", file)]
-    return [*files, *arguments.overrides]
+    return partial(run_ranks, nproc, "resnet_dist.train", arguments.words_of_a_rank)
 
 
 def _train(resolved: Resolved) -> int:

@@ -26,14 +26,12 @@ from launch.records.journal import (
     read_problems,
     write_problems,
 )
-from resnet_dist.config import Config
+from resnet_dist.config import CORES_PER_GPU, Config
 from resnet_dist.errors import UserError
 from resnet_dist.run.folder import run_folder
 from resnet_dist.system.paths import expanded
 
 _POLL_S = 0.5
-CORES_PER_GPU = 8
-"""Fewer feed no fast GPU with JPEGs."""
 
 
 @dataclass(frozen=True)

@@ -29,10 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = parse_arguments(given, prog="resnet_dist.bench", description=__doc__ or "")
         config = load_config(arguments.files, arguments.overrides).config
-        if (arguments.nproc or 1) > 1 and not is_started_by_torchrun():
-            files = [word for file in arguments.files for word in ("--config", file)]
-            words = [*files, *(["--modes"] if compares else []), *arguments.overrides]
-            return run_ranks(arguments.nproc or 1, "resnet_dist.bench", words)
+        nproc = arguments.nproc or 1
+        if nproc > 1 and not is_started_by_torchrun():
+            words = [*arguments.words_of_a_rank, *(["--modes"] if compares else [])]
+            return run_ranks(nproc, "resnet_dist.bench", words)
 
         # Only now: importing torch takes seconds.
         from resnet_dist.bench.compare import sync_compare_modes

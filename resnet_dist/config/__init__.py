@@ -16,7 +16,7 @@ from typing import Any, get_args, get_type_hints
 
 from resnet_dist.config.augment import AugmentConfig
 from resnet_dist.config.dali import DaliConfig
-from resnet_dist.config.data import DataConfig
+from resnet_dist.config.data import CORES_PER_GPU, DataConfig
 from resnet_dist.config.dist import DistConfig, FaultsConfig
 from resnet_dist.config.model import LossConfig, ModelConfig
 from resnet_dist.config.optim import OptimConfig, ScheduleConfig
@@ -27,6 +27,7 @@ from resnet_dist.config.setting import Rules, check_section, setting
 from resnet_dist.config.train import TrainConfig
 
 __all__ = [
+    "CORES_PER_GPU",
     "SECTIONS",
     "AugmentConfig",
     "CheckpointConfig",

@@ -22,6 +22,12 @@ class Arguments:
     nproc: int | None = None
     """Ranks to start, or to plan for; None: not given."""
 
+    @property
+    def words_of_a_rank(self) -> list[str]:
+        """The command line of each rank: without --nproc, which torchrun would take for its own."""
+        files = [word for file in self.files for word in ("--config", file)]
+        return [*files, *self.overrides]
+
 
 class _Help(argparse.Action):
     """`--help`, `--help SECTION` and `--help KEY`."""

@@ -9,6 +9,9 @@ from resnet_dist.config.setting import check_section, setting
 
 _PIXELS = "give pixels > 0"
 
+CORES_PER_GPU = 8
+"""Fewer feed no fast GPU with JPEGs."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:

@@ -77,6 +77,11 @@ class CheckpointConfig:
     def __post_init__(self) -> None:
         check_section(self, "checkpoint").enforce()
 
+    @property
+    def most_files(self) -> int:
+        """Checkpoints that are there at a time, with best.pt and the one that is written."""
+        return self.keep_last + 2
+
 
 @dataclass(frozen=True, kw_only=True)
 class LogConfig:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from resnet_dist.metrics.jsonl import Record
+from resnet_dist.metrics.null import depends_on_clock
 
-_OF_THE_CLOCK = ("images_per_second", "_ms", "_s", "data_wait_share", "memory_gib", "energy_kj")
-"""Ends of the names of what depends on the clock."""
 _OF_AN_INTERVAL = ("train/loss", "train/top1", "train/top5")
 """Means since the record before: not to be compared where the intervals differ."""
+_SAYS_MOST = ("train/lr", "train/loss", "train/grad_norm", "val/loss")
+"""Which tag is named where several differ at a step."""
 _ROUNDING = 1e-5
 """A relative difference below it may come from sums in another order."""
 
@@ -86,32 +87,19 @@ def compare(first: Sequence[Record], second: Sequence[Record]) -> Compared:
     shortest = min(map(len, intervals))
     intervals_differ = intervals[0][:shortest] != intervals[1][:shortest]
     common = sorted(one.keys() & two.keys())
+    left_out = _OF_AN_INTERVAL if intervals_differ else ()
     equal_until = 0
     for step in common:
-        for tag in one[step].keys() & two[step].keys():
-            if intervals_differ and tag in _OF_AN_INTERVAL:
-                continue
-            if _differ(one[step][tag], two[step][tag]):
-                tags = _ordered(one[step], two[step], intervals_differ=intervals_differ)
-                parting = Parting(step, tags, float(one[step][tags]), float(two[step][tags]))
-                return Compared(len(common), equal_until, parting, intervals_differ)
+        a, b = one[step], two[step]
+        different = [
+            tag for tag in a if tag in b and tag not in left_out and _differ(a[tag], b[tag])
+        ]
+        if different:
+            tag = next((each for each in _SAYS_MOST if each in different), different[0])
+            parting = Parting(step, tag, float(a[tag]), float(b[tag]))
+            return Compared(len(common), equal_until, parting, intervals_differ)
         equal_until = step
     return Compared(len(common), equal_until, None, intervals_differ)
-
-
-def _ordered(one: Record, two: Record, *, intervals_differ: bool) -> str:
-    """The tag that says most, of those that differ at a step."""
-    different = [
-        tag
-        for tag in one
-        if tag in two
-        and _differ(one[tag], two[tag])
-        and not (intervals_differ and tag in _OF_AN_INTERVAL)
-    ]
-    for tag in ("train/lr", "train/loss", "train/grad_norm", "val/loss"):
-        if tag in different:
-            return tag
-    return different[0]
 
 
 def _by_step(records: Iterable[Record]) -> dict[int, Record]:
@@ -123,9 +111,7 @@ def _by_step(records: Iterable[Record]) -> dict[int, Record]:
 
 
 def _is_compared(tag: str) -> bool:
-    if not tag.startswith(("train/", "val/")):
-        return False
-    return not tag.endswith(_OF_THE_CLOCK)
+    return tag.startswith(("train/", "val/")) and not depends_on_clock(tag)
 
 
 def _differ(one: float, two: float) -> bool:

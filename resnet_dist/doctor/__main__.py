@@ -14,11 +14,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from resnet_dist.config.command_line import Arguments, parse_arguments
+from resnet_dist.config.command_line import parse_arguments
 from resnet_dist.config.load import load_config
 from resnet_dist.errors import UserError, report_error
 from resnet_dist.system.ranks import is_first, is_started_by_torchrun
-from resnet_dist.system.torchrun import count_gpus, run_ranks
+from resnet_dist.system.torchrun import default_nproc, run_ranks
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,18 +29,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         return report_error(error, speaks=is_first())
     if not is_started_by_torchrun():
-        default = 1 if config.dist.device == "cpu" else max(1, count_gpus())
-        nproc = arguments.nproc or default
+        nproc = arguments.nproc or default_nproc(config.dist.device)
         if nproc > 1:
-            return run_ranks(nproc, "resnet_dist.doctor", _words(arguments))
+            return run_ranks(nproc, "resnet_dist.doctor", arguments.words_of_a_rank)
     from resnet_dist.doctor.examine import examine  # only now: importing torch takes seconds
 
     return examine(config)
-
-
-def _words(arguments: Arguments) -> list[str]:
-    files = [word for file in arguments.files for word in ("--config", file)]
-    return [*files, *arguments.overrides]
 
 
 if __name__ == "__main__":

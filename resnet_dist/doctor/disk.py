@@ -46,8 +46,11 @@ def probe_folder(folder: Path) -> Iterator[Path]:
 
 def disk_findings(config: Config, probe: Path) -> list[Finding]:
     """Room, locks, clock, and a trial save on the file system of the run folder."""
-    needed = state_bytes(config)
-    kept = needed * (config.checkpoint.keep_last + 2)  # and best.pt, and the one being written
+    try:
+        needed = state_bytes(config)
+    except UserError as error:
+        return [fail("model", str(error))]
+    kept = needed * config.checkpoint.most_files
     free = shutil.disk_usage(probe).free
     what = f"{free / 2**30:.2f} GiB free, {kept / 2**30:.2f} GiB for checkpoints"
     found = [ok("disk", what)]

@@ -14,16 +14,15 @@ import psutil
 import torch
 from packaging.requirements import Requirement
 
-from resnet_dist.config import Config
+from resnet_dist.config import CORES_PER_GPU, Config
 from resnet_dist.data.loaders.choice import choose_loader
 from resnet_dist.data.micro_batches import choose_batch_split
 from resnet_dist.doctor.finding import Finding, fail, ok, warn
+from resnet_dist.errors import UserError
 from resnet_dist.run import dali_package
 from resnet_dist.run.versions import package_versions
 from resnet_dist.world import World, threads_per_rank
 
-_CORES_PER_GPU = 8
-"""Fewer feed no fast GPU with JPEGs."""
 _OPEN_FILES = 4096
 _GIB = 2**30
 _BATCHES_AHEAD = 3
@@ -103,8 +102,8 @@ def _cores(config: Config, world: World) -> list[Finding]:
     what = f"{cores} core(s) for {world.local_size} rank(s), {workers} loader worker(s) each"
     if cores < world.local_size:
         return [fail("cores", what, "start fewer ranks, or ask for more cores (--cpus-per-task)")]
-    if world.device.type == "cuda" and share < _CORES_PER_GPU:
-        remedy = f"ask for at least {_CORES_PER_GPU} cores per GPU (--cpus-per-task)"
+    if world.device.type == "cuda" and share < CORES_PER_GPU:
+        remedy = f"ask for at least {CORES_PER_GPU} cores per GPU (--cpus-per-task)"
         return [warn("cores", what, remedy)]
     if workers > share:
         return [warn("cores", what, f"data.num_workers={share} is this rank's share")]
@@ -137,9 +136,10 @@ def _shared_memory(config: Config, world: World) -> list[Finding]:
     if not folder.is_dir():
         return [fail("shared memory", "/dev/shm is missing", "mount a tmpfs there")]
     size = config.data.train_size
-    images = -(-config.train.global_batch_size // world.size)
-    if world.size <= config.train.global_batch_size:
+    try:
         images = choose_batch_split(config.train, world.size).largest_micro_batch
+    except UserError:  # a finding of its own
+        images = -(-config.train.global_batch_size // world.size)
     workers = config.data.num_workers or threads_per_rank(world.local_size)
     needed = 3 * size * size * images * _BATCHES_AHEAD * workers * world.local_size
     free = shutil.disk_usage(folder).free

@@ -34,6 +34,22 @@ PARTIAL = "partial"
 records the whole interval."""
 
 
+_OF_THE_CLOCK = (
+    "images_per_second",
+    "_ms",
+    "_s",
+    "data_wait_share",
+    "memory_gib",
+    "energy_kj",
+    "time",
+)
+
+
+def depends_on_clock(tag: str) -> bool:
+    """Whether a tag's values differ between two runs that are equal in all that is promised."""
+    return tag.endswith(_OF_THE_CLOCK) or tag.startswith(("stragglers/", "checkpoint/"))
+
+
 def is_validation(values: Mapping[str, float | int]) -> bool:
     """Whether a record is that of an evaluation."""
     return any(tag.startswith("val/") for tag in values)

@@ -53,12 +53,14 @@ class Throughput:
             "images_per_second": self._steps * self._global_batch_size / elapsed,
             "step_time_ms": 1e3 * elapsed / max(self._steps, 1),
             "data_wait_share": min(1.0, self._waited / elapsed),
-            "memory_gib": self._memory_gib(),
+            "memory_gib": peak_memory_gib(self._device),
         }
         self._start, self._waited, self._steps = now, 0.0, 0
         return result
 
-    def _memory_gib(self) -> float:
-        if self._device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self._device) / 2**30
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts KiB
+
+def peak_memory_gib(device: torch.device) -> float:
+    """The most that this process has held: of a GPU's memory by torch, else of the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts KiB

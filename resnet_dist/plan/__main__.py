@@ -88,8 +88,7 @@ def _print(config: Config, text: Sequence[str]) -> int:
 
 def _words(arguments: Arguments, options: argparse.Namespace) -> list[str]:
     """The command line of each rank."""
-    words = [word for file in arguments.files for word in ("--config", file)]
-    words += arguments.overrides
+    words = arguments.words_of_a_rank
     for name, value in vars(options).items():
         if value is not None:
             words += [f"--{name.replace('_', '-')}", str(value)]

@@ -101,7 +101,7 @@ def lines(config: Config, figures: Figures, run: Forecast, *, price: float | Non
         kwh = figures.watts * run.rank_hours / 1e3
         rows.append(("energy", f"{kwh:,.4g} kWh ({figures.watts:.0f} W per rank)"))
     if figures.checkpoint_bytes is not None:
-        kept = figures.checkpoint_bytes * (config.checkpoint.keep_last + 2)
+        kept = figures.checkpoint_bytes * config.checkpoint.most_files
         one = figures.checkpoint_bytes / 2**20
         rows.append(("disk", f"{kept / 2**30:.2f} GiB: checkpoints of {one:,.0f} MiB"))
     if figures.memory_gib is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import statistics
 import time
 from contextlib import closing
@@ -13,8 +12,8 @@ import torch
 from resnet_dist.bench.measure import sync_measure
 from resnet_dist.bench.step import Timed, sync_build_timed
 from resnet_dist.config import Config
-from resnet_dist.doctor.disk import state_bytes
 from resnet_dist.metrics.energy import EnergyMeter
+from resnet_dist.metrics.throughput import peak_memory_gib
 from resnet_dist.plan.forecast import Figures
 from resnet_dist.world import World, sync_broadcast_object
 
@@ -38,6 +37,7 @@ def sync_probe(config: Config, world: World) -> tuple[Figures, int, int]:
     seconds = time.perf_counter() - start
     with closing(sync_build_timed(config, world)) as timed:
         eval_rate = _sync_eval_rate(timed)
+        checkpoint_bytes = timed.state.num_bytes
         sizes = len(timed.datasets.train), len(timed.datasets.val)
     is_real = config.data.root is not None or timed.datasets.is_embedded
     figures = Figures(
@@ -46,8 +46,8 @@ def sync_probe(config: Config, world: World) -> tuple[Figures, int, int]:
         loader_images_per_s=rates["loader"] if is_real else None,
         eval_images_per_s=eval_rate,
         watts=None if joules is None else 1e3 * joules / seconds / world.size,
-        memory_gib=_memory_gib(world),
-        checkpoint_bytes=state_bytes(config),
+        memory_gib=peak_memory_gib(world.device),
+        checkpoint_bytes=checkpoint_bytes,
     )
     return figures, *sizes
 
@@ -65,9 +65,3 @@ def _sync_eval_rate(timed: Timed) -> float:
         first = sync_broadcast_object(timed.seconds(forward, 1), timed.world)
         count = max(2, int(_SECONDS_OF_EVALUATION / max(first, 1e-4)))
         return count * len(batch.images) / timed.seconds(forward, count)
-
-
-def _memory_gib(world: World) -> float:
-    if world.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(world.device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

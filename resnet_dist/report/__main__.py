@@ -15,8 +15,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from resnet_dist.errors import UserError, report_error
 from resnet_dist.report.comparison import comparison_lines
@@ -29,6 +30,8 @@ from resnet_dist.report.receipt import receipt_lines
 from resnet_dist.report.table import epoch_table, final_lines
 from resnet_dist.report.watch import watch
 from resnet_dist.system.files import replace_file
+
+T = TypeVar("T")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,9 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _export(runs: Sequence[RunFacts], arguments: argparse.Namespace) -> None:
     for run in runs:
         folder = arguments.out or run.folder
-        said: list[str] = []
-        _or_say(folder / "metrics", lambda: said.append(EXPORTS[arguments.export](run, folder)))  # noqa: B023
-        print(f"{run.name}: {said[0]}")
+        write = partial(EXPORTS[arguments.export], run, folder)
+        print(f"{run.name}: {_or_say(folder / 'metrics', write)}")
 
 
 def _report_one(run: RunFacts, arguments: argparse.Namespace) -> None:
@@ -106,11 +108,11 @@ def _write_page(runs: Sequence[RunFacts], folder: Path) -> Path:
     return path
 
 
-def _or_say(path: Path, write: Callable[[], object]) -> None:
-    """Write a file. Raises UserError if it cannot be written."""
+def _or_say(path: Path, write: Callable[[], T]) -> T:
+    """Write a file; what `write` returns. Raises UserError if it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write()
+        return write()
     except OSError as error:
         raise UserError(
             f"{path}: cannot be written ({error.strerror or error}); make room, mend its "

@@ -159,6 +159,11 @@ def read_run(folder: Path) -> RunFacts:
         ) from error
     if not records:
         raise UserError(f"{path}: holds no record yet; try again later")
+    return facts_of(folder, records)
+
+
+def facts_of(folder: Path, records: list[Record]) -> RunFacts:
+    """A run whose records were read."""
     config = folder / "config.yaml"
     return RunFacts(
         name=folder.resolve().name,

@@ -19,7 +19,7 @@ from resnet_dist.errors import printable
 from resnet_dist.metrics.jsonl import read_records
 from resnet_dist.optim.schedules import build_schedule, peak_lr
 from resnet_dist.report.curves import write_curves
-from resnet_dist.report.facts import ENDED, read_run
+from resnet_dist.report.facts import ENDED, facts_of
 from resnet_dist.report.preview import derived_lines, difference_notes
 from resnet_dist.report.receipt import receipt_lines, write_receipt
 from resnet_dist.report.table import epoch_table, final_lines
@@ -145,7 +145,7 @@ def closing_report(
             curves = folder / "curves.png"
             write_curves(records, curves, title=config.run.name)
             print(f"curves: {curves}")
-            run = read_run(folder)
+            run = facts_of(folder, records)
             write_receipt(run)
             print("\n".join(receipt_lines(run)))
     if outcome is Outcome.FINISHED:

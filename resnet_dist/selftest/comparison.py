@@ -9,12 +9,11 @@ from typing import Any
 import torch
 
 from resnet_dist.metrics.jsonl import read_records
+from resnet_dist.metrics.null import depends_on_clock
 from resnet_dist.run.checkpoint_files import newest_step
 
 STATE = ("step", "model", "optimizer", "scaler", "average", "meter", "guard", "losses", "best")
 """The parts of a checkpoint that are functions of (config, seed, step)."""
-NOT_EXACT = ("images_per_second", "_ms", "_s", "data_wait_share", "memory_gib", "energy_kj", "time")
-"""Ends of the names of records that depend on the clock."""
 
 
 def differences(one: Path, other: Path) -> list[str]:
@@ -39,11 +38,7 @@ def differences(one: Path, other: Path) -> list[str]:
 def exact_records(run_dir: Path) -> list[dict[str, str]]:
     """The records without what depends on the clock. NaN is equal to itself here."""
     return [
-        {
-            key: repr(value)
-            for key, value in record.items()
-            if not key.endswith(NOT_EXACT) and not key.startswith(("stragglers/", "checkpoint/"))
-        }
+        {key: repr(value) for key, value in record.items() if not depends_on_clock(key)}
         for record in read_records(run_dir / "metrics.jsonl")
     ]
 

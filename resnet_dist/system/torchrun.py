@@ -35,6 +35,11 @@ def count_gpus() -> int:
     return torch.cuda.device_count()
 
 
+def default_nproc(device: str) -> int:
+    """Ranks to start here by default, for a value of `dist.device`: one per GPU, else one."""
+    return 1 if device == "cpu" else max(1, count_gpus())
+
+
 def run_ranks(nproc: int, module: str, arguments: Sequence[str]) -> int:
     """Run `python -m module arguments` as `nproc` ranks on this machine. Returns the exit code.
 

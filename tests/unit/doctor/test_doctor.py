@@ -56,6 +56,8 @@ def test_a_fit_machine_is_fit_and_nothing_is_left(
         (["dist.world_size=4"], "process group", "but 1 processes were started"),
         (["data.root=missing"], "data", "missing): does not exist"),
         (["dist.device=cuda"], "process group", "torch sees no GPU"),
+        (["train.global_batch_size=4", "train.accumulation_steps=8"], "batch", "8 micro-batches"),
+        (["--config", "finetune", "model.name=timm:no_such_net"], "model", "no_such_net"),
         (["run.dir=/proc/runs"], "run folder", "cannot be written to"),
         (["data.train_size=8192", "train.global_batch_size=4096"], "shared memory", "--shm-size"),
     ],
