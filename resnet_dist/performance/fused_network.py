@@ -13,10 +13,13 @@ from itertools import chain
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from resnet_dist.errors import UserError
 from resnet_dist.models.resnet import BasicBlock, Bottleneck, ResNet
 from resnet_dist.models.resnet9 import ResNet9
+from resnet_dist.models.whitening import WhiteningConvolution
+from resnet_dist.performance.cast import WeightCast
 from resnet_dist.performance.fused_norm import norm_relu, norm_relu_convolution, norm_relu_pool
 
 CHANNELS = 8
@@ -48,6 +51,7 @@ class FusedNetwork(nn.Module):
         self.before_first_norm = nn.Identity()
         """Called in training just before the first batch norm: a place for hooks."""
         self._group = group
+        self._cast = WeightCast(model, prefix="model.")
         self._counters = [
             norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None
         ]
@@ -57,14 +61,22 @@ class FusedNetwork(nn.Module):
         """Whether batch norm communicates."""
         return self._group is not None
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, is_cast: bool = False) -> Tensor:
+        """`is_cast`: autocast has nothing left to do with the weights."""
         if not self.model.training:
             evaluated: Tensor = self.model(images)
             return evaluated
+        kind = images.device.type
+        if torch.is_autocast_enabled(kind) and not is_cast:
+            weights = self._cast(self, torch.get_autocast_dtype(kind))
+            called: Tensor = functional_call(self, weights, (images, True))
+            return called
         torch._foreach_add_(self._counters, 1)
         model, group = self.model, self._group
         if isinstance(model, ResNet9):
-            return _resnet9(model, self.before_first_norm(model.conv1[0](images)), group)
+            whitens = isinstance(model.conv1[0], WhiteningConvolution)
+            first = model.conv2[0](model.conv1(images)) if whitens else model.conv1[0](images)
+            return _resnet9(model, self.before_first_norm(first), group, whitens=whitens)
         assert isinstance(model, ResNet)
         first = model.conv1[0] if isinstance(model.conv1, nn.Sequential) else model.conv1
         return _resnet(model, self.before_first_norm(first(images)), group)
@@ -124,8 +136,10 @@ def _project(shortcut: nn.Sequential, x: Tensor, group: dist.ProcessGroup | None
     return norm_relu(norm, x, relu=False, group=group)
 
 
-def _resnet9(model: ResNet9, x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """From the result of the very first convolution to the logits."""
+def _resnet9(
+    model: ResNet9, x: Tensor, group: dist.ProcessGroup | None, *, whitens: bool
+) -> Tensor:
+    """From what goes into the very first batch norm to the logits."""
 
     def norm_and_pool(layers: nn.Sequential, x: Tensor) -> Tensor:
         _, norm, _, *pool = layers
@@ -144,7 +158,9 @@ def _resnet9(model: ResNet9, x: Tensor, group: dist.ProcessGroup | None) -> Tens
             y = unit(layer, y)
         return y + x
 
-    x = unit(model.conv2, norm_and_pool(model.conv1, x))
+    first = model.conv2 if whitens else model.conv1
+    x = norm_and_pool(first, x)
+    x = x if whitens else unit(model.conv2, x)
     x = residual(model.res1, x)
     x = unit(model.conv4, unit(model.conv3, x))
     return model.classify(residual(model.res2, x))

@@ -29,7 +29,7 @@ pytestmark = [
 OPS = torch.ops.resnet_dist
 # Rows and channels that fill tiles and that do not; the largest layer of a batch of 32.
 SHAPES = [(2, 16, 9, 7), (3, 200, 5, 5), (1, 8, 1, 2), (32, 64, 112, 112), (32, 2048, 7, 7)]
-UNIT = {torch.float32: 5e-6, torch.bfloat16: 2**-8, torch.float16: 2**-11}
+UNIT = {torch.float32: 1e-5, torch.bfloat16: 2**-8, torch.float16: 2**-11}
 
 
 def _images(shape: tuple[int, ...], dtype: torch.dtype, mean: float = 0.0) -> Tensor:
@@ -38,11 +38,9 @@ def _images(shape: tuple[int, ...], dtype: torch.dtype, mean: float = 0.0) -> Te
 
 
 def _error(given: Tensor, expected: Tensor) -> float:
-    assert (given.shape, given.dtype, given.stride()) == (
-        expected.shape,
-        expected.dtype,
-        expected.stride(),
-    )
+    assert (given.shape, given.dtype) == (expected.shape, expected.dtype)
+    for one, two, size in zip(given.stride(), expected.stride(), given.shape, strict=True):
+        assert one == two or size == 1
     norm = expected.double().norm().item()
     return (given.double() - expected.double()).norm().item() / max(norm, 1e-30)
 

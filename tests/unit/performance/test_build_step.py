@@ -131,6 +131,15 @@ def test_auto_is_decided_once_for_a_run(monkeypatch: pytest.MonkeyPatch) -> None
     assert _chosen(config_of("performance.preset=fused"), "cuda") == ("fused", [])
 
 
+def test_muon_is_not_captured_without_being_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "_wrong_with_kernels", lambda *_: "")
+    preset, (line,) = _chosen(config_of("model.width=64", "optim.name=muon"), "cuda")
+    assert preset == "plain"
+    assert build.MUON_NOTE in line
+    asked = config_of("model.width=64", "optim.name=muon", "performance.preset=graphed")
+    assert _chosen(asked, "cuda") == ("graphed", [build.MUON_NOTE])
+
+
 def test_auto_is_plain_where_the_kernels_do_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "_wrong_with_kernels", lambda *_: "apply is off by 1")
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "a GPU")
