@@ -6,6 +6,8 @@ Owns the translation of settings into constructor arguments; the order in which 
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,12 +18,11 @@ from resnet_dist.checkpoint.saver import BackgroundSaver, NullSaver, Saver
 from resnet_dist.config import Config
 from resnet_dist.config.load import to_flat
 from resnet_dist.data.augment.progressive import train_size
+from resnet_dist.data.batch import Batch
 from resnet_dist.data.datasets import Datasets
-from resnet_dist.data.index.index import Index
 from resnet_dist.data.loaders.build import build_eval_loader, build_train_loader
 from resnet_dist.data.loaders.loader import EvalLoader, TrainLoader
 from resnet_dist.data.micro_batches import BatchSplit, choose_batch_split
-from resnet_dist.data.specs import digest_of_step
 from resnet_dist.errors import UserError
 from resnet_dist.evaluate.mistakes import MistakePictures
 from resnet_dist.evaluate.norms import NormRecomputation
@@ -51,8 +52,7 @@ from resnet_dist.run.folder import run_folder
 from resnet_dist.run.versions import versions
 from resnet_dist.state import TrainState
 from resnet_dist.step import AUTOCAST_DTYPES
-from resnet_dist.system.failpoints import failpoint
-from resnet_dist.weights.start import sync_start_from_weights
+from resnet_dist.weights.start import sync_start_from_weights, sync_whiten
 from resnet_dist.weights.teacher import Teacher, sync_open_teacher
 from resnet_dist.world import World, threads_per_rank
 
@@ -106,13 +106,16 @@ def check_batch_norm(config: Config, world: World) -> None:
 def sync_begin(
     config: Config, state: TrainState, datasets: Datasets, world: World, *, is_new: bool
 ) -> list[str]:
-    """Give a new run its `model.weights`. Returns what there is to say about the network. All ranks
-    must call it."""
+    """Give a new run its `model.weights` and filters. Returns what there is to say about the
+    network. All ranks must call it."""
     notes = []
     if is_new:
         classes = datasets.train.classes
         notes = sync_start_from_weights(
             state.model, state.average, config.model, classes=classes, world=world
+        )
+        sync_whiten(
+            state.model, state.average, partial(first_batches, config, datasets, world), world
         )
     if config.model.freeze != "none":
         parts = [parameter.requires_grad for parameter in state.model.parameters()]
@@ -192,25 +195,6 @@ def fingerprint_of(config: Config, datasets: Datasets, batch_split: BatchSplit) 
     }
 
 
-def describe_next_batch(datasets: Datasets, step: int) -> dict[str, Any]:
-    """What a checkpoint of `step` says about the batch after it: the digest of its samples and
-    augmentations, a pure function of (config, data, step) that is computed again at a resume."""
-    digest = "synthetic"
-    if isinstance(datasets.train, Index):
-        digest = digest_of_step(datasets.train_specs, datasets.order, step)
-    return {"next_batch": "damaged" if failpoint("checkpoint.digest") else digest}
-
-
-def samples_of(datasets: Datasets, batch_split: BatchSplit, rank: int, step: int) -> list[int]:
-    """Ids of the samples that a rank computes in a step."""
-    ids = datasets.order.sample_ids(step)
-    return [
-        sample_id
-        for micro_batch in range(batch_split.accumulation_steps)
-        for sample_id in ids[slice(*batch_split.micro_batch_slice(rank, micro_batch))].tolist()
-    ]
-
-
 def build_records(
     config: Config,
     state: TrainState,
@@ -235,7 +219,7 @@ def build_records(
         device=world.device,
         max_failures=config.checkpoint.max_failures,
         flush_records=recorder.flush,
-        describe_next_batch=partial(describe_next_batch, datasets),
+        describe_next_batch=datasets.describe_next_batch,
         tell=recorder.message,
     )
     return recorder, saver
@@ -279,6 +263,14 @@ def train_loader(
         device=world.device,
         num_workers=num_workers(config, world),
     )
+
+
+def first_batches(config: Config, datasets: Datasets, world: World) -> Generator[Batch, None, None]:
+    """This rank's micro-batches of step 0, without a start of DALI or decoding the whole data."""
+    if datasets.data.loader != "synthetic":
+        datasets = replace(datasets, data=replace(datasets.data, loader="torch"))
+    split = choose_batch_split(config.train, world.size)
+    return train_loader(config, datasets, split, world).batches(0, 1)
 
 
 def eval_loader(config: Config, datasets: Datasets, world: World) -> EvalLoader:

@@ -33,6 +33,7 @@ class Stream(IntEnum):
     AUGMIX = 21
     DROP_PATH = 22
     COLOUT = 23
+    FIRST_FLIP = 24
     SHARDS = 32
     BLOCKS = 33
     BLOCK_SPREAD = 34

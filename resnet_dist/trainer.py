@@ -20,9 +20,7 @@ from resnet_dist.build import (
     build_components,
     build_records,
     build_state,
-    describe_next_batch,
     fingerprint_of,
-    samples_of,
     sync_begin,
 )
 from resnet_dist.checkpoint.manager import CheckpointManager
@@ -116,7 +114,7 @@ def run(resolved: Resolved, world: World) -> int:
         checkpoints,
         config=config,
         fingerprint=fingerprint,
-        describe_next_batch=partial(describe_next_batch, datasets),
+        describe_next_batch=datasets.describe_next_batch,
         world=world,
     )
     config, remarks = sync_attempt(world, choose_preset, config, world)
@@ -176,7 +174,7 @@ def fit_or_go_back(
     def sync_diagnosis() -> str:
         return sync_diagnose(
             state.guard.read(),
-            samples_of=partial(samples_of, datasets, batch_split),
+            samples_of=partial(datasets.samples_of, batch_split),
             losses=state.losses.state_dict(),
             precision=config.train.precision,
             loss_scale=state.scaler.get_scale(),

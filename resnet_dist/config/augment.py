@@ -26,8 +26,11 @@ class AugmentConfig:
     """Range of the crop's width / height, sampled on a log scale."""
     crop_padding: int = setting(4, ge=0, hint="CIFAR's standard is 4")
     """Padding of `pad_reflect` on each side, pixels."""
+    flip: Literal["random", "alternating"] = "random"
+    """Horizontal flips. random: by `flip_probability`; alternating: each image and its mirror image
+    take turns from epoch to epoch, for half of the images the mirror image first (Jordan 2024)."""
     flip_probability: float = setting(0.5, ge=0, le=1, hint="0.5 is the standard")
-    """Probability of a horizontal flip."""
+    """Probability of a horizontal flip (flip=random)."""
     auto_augment: Literal["none", "ra", "ra_timm", "ta_wide", "imagenet", "augmix"] = "none"
     """torchvision's --auto-augment: ra: RandAugment (Cubuk et al. 2019); ta_wide:
     TrivialAugmentWide (Mueller and Hutter 2021); imagenet: AutoAugment's policy for ImageNet (Cubuk
@@ -103,6 +106,15 @@ class AugmentConfig:
         ):
             low, high = getattr(self, name)
             rules.require(low <= high, f"augment.{name}", (low, high), "needs low <= high", example)
+        for name, standard in (("flip_probability", 0.5), ("ra_reps", 1)):
+            value = getattr(self, name)
+            rules.require(
+                self.flip == "random" or value == standard,
+                f"augment.{name}",
+                value,
+                "does not go with augment.flip=alternating",
+                "leave one of the two out",
+            )
         rules.require(
             self.color_jitter[3] <= 0.5,
             "augment.color_jitter",

@@ -54,8 +54,10 @@ class ModelConfig:
     """Channels of the first stage; 64 is the published network."""
     stride: Literal["v1", "v1.5"] = setting("v1.5")
     """Where a bottleneck downsamples: v1 in its first 1x1, v1.5 in its 3x3 convolution."""
-    stem: Literal["standard", "d", "cifar"] = setting("standard")
-    """standard: 7x7/2 + max-pool; d: ResNet-D (three 3x3, average-pool shortcuts); cifar: 3x3/1."""
+    stem: Literal["standard", "d", "cifar", "whiten"] = setting("standard")
+    """standard: 7x7/2 + max-pool; d: ResNet-D (three 3x3, average-pool shortcuts); cifar: 3x3/1;
+    whiten: resnet9 only, a 2x2/1 that whitens the images of the first step and is not trained (Page
+    2019; Jordan 2024)."""
     conv_bias: bool = setting(False)
     """Give convolutions a bias, though batch norm subtracts it again (as textbooks do)."""
     shortcut_norm: bool = setting(True)
@@ -118,15 +120,22 @@ class ModelConfig:
             "must be even for model.stem=d, whose first two convolutions have half of it",
             "64 is standard",
         )
+        rules.require(
+            self.name == "resnet9" or self.stem != "whiten",
+            "model.stem",
+            self.stem,
+            f"does not go with model.name={self.name}",
+            "it is a first layer for resnet9; for small images take cifar",
+        )
         for name, standard in (
-            ("stem", "standard"),
-            ("stride", "v1.5"),
-            ("stochastic_depth", 0.0),
-            ("blur_pool", "none"),
+            ("stem", ("standard", "whiten")),
+            ("stride", ("v1.5",)),
+            ("stochastic_depth", (0.0,)),
+            ("blur_pool", ("none",)),
         ):
             value = getattr(self, name)
             rules.require(
-                self.name != "resnet9" or value == standard,
+                self.name != "resnet9" or value in standard,
                 f"model.{name}",
                 value,
                 "does not go with model.name=resnet9, whose layers are fixed",

@@ -8,6 +8,7 @@ once, and not in every micro-batch.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from resnet_dist.config import AugmentConfig, Config, DataConfig
 from resnet_dist.data.blocked_order import blocks_of
@@ -15,10 +16,12 @@ from resnet_dist.data.index.index import Index, check_splits, open_index
 from resnet_dist.data.index.places import cache_root
 from resnet_dist.data.index.synthetic import SYNTHETIC_TRAIN, SYNTHETIC_VAL, SyntheticIndex
 from resnet_dist.data.loaders.choice import choose_loader
+from resnet_dist.data.micro_batches import BatchSplit
 from resnet_dist.data.order import SampleOrder
 from resnet_dist.data.quickstart.dataset import ensure_shapes
-from resnet_dist.data.specs import TrainSpecs, drop_rates
+from resnet_dist.data.specs import TrainSpecs, digest_of_step, drop_rates
 from resnet_dist.errors import UserError
+from resnet_dist.system.failpoints import failpoint
 from resnet_dist.world import World, sync_attempt, sync_attempt_long
 
 
@@ -50,6 +53,24 @@ class Datasets:
             self.order.global_batch_size,
             self.drop_rates,
         )
+
+    def describe_next_batch(self, step: int) -> dict[str, Any]:
+        """What a checkpoint of `step` says about the batch after it: the digest of its samples and
+        augmentations, a pure function of (config, data, step) that is computed again at a
+        resume."""
+        digest = "synthetic"
+        if isinstance(self.train, Index):
+            digest = digest_of_step(self.train_specs, self.order, step)
+        return {"next_batch": "damaged" if failpoint("checkpoint.digest") else digest}
+
+    def samples_of(self, batch_split: BatchSplit, rank: int, step: int) -> list[int]:
+        """Ids of the samples that a rank computes in a step."""
+        ids = self.order.sample_ids(step)
+        return [
+            sample_id
+            for micro_batch in range(batch_split.accumulation_steps)
+            for sample_id in ids[slice(*batch_split.micro_batch_slice(rank, micro_batch))].tolist()
+        ]
 
 
 def sync_open_datasets(config: Config, world: World) -> Datasets:

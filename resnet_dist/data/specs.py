@@ -128,6 +128,9 @@ class TrainSpecs:
         where = {"seed": self.seed, "epoch": batch.epoch}
         start = batch.start + batch.low
         crops = crop.sample_crops(augment, sizes, start=start, **where)
+        flips = crops.flips
+        if augment.flip == "alternating":
+            flips = crop.alternating_flips(ids, num_samples=len(self.table), **where)
         mix, number = None, batch.start // self.global_batch_size
         lines = sample_lines(augment.colout, batch=number, size=size, **where)
         if augment.is_mixing:
@@ -147,7 +150,7 @@ class TrainSpecs:
             resized=np.full((n, 2), size, dtype=np.int32),
             crops=np.zeros((n, 2), dtype=np.int32),
             crop_offsets=crops.offsets,
-            flips=crops.flips,
+            flips=flips,
             size=size,
             operations=auto_augment.sample_operations(
                 augment, n, start=start, size=size, mean=self.data.mean_colour, **where

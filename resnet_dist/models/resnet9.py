@@ -1,10 +1,11 @@
 """ResNet-9 for 32x32 images, as commonly taught for CIFAR-10 (after David Page's DAWNBench entry).
 
 conv 64, conv 128 + pool, residual 128, conv 256 + pool, conv 512 + pool, residual 512, pool,
-linear; every convolution is 3x3 and followed by batch norm and ReLU. The weights start as
-PyTorch's layers do, as in the notebooks whose accuracy is known. Two differences from them, which
-change nothing for 32x32 images: the convolutions have no bias unless `conv_bias` says so (batch
-norm subtracts it again), and the last pooling spans whatever is left, so that other sizes work too.
+linear; every convolution is 3x3 and followed by batch norm and ReLU. With `stem=whiten` the first
+one whitens 2x2 patches instead, without batch norm. The weights start as PyTorch's layers do, as in
+the notebooks whose accuracy is known. Two differences from them, which change nothing for 32x32
+images: the convolutions have no bias unless `conv_bias` says so (batch norm subtracts it again),
+and the last pooling spans whatever is left, so that other sizes work too.
 
 `zero_init_last_gamma` has no meaning here: a residual branch ends in ReLU, where a zero gamma
 and beta would get no gradient and the branch would never start to learn.
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 
 from resnet_dist.config import ModelConfig
 from resnet_dist.models.init import initialise
+from resnet_dist.models.whitening import WhiteningConvolution
 
 
 def _unit(
@@ -37,13 +39,19 @@ def _unit(
 
 
 class ResNet9(nn.Module):
-    """Images `[N, in_channels, H, W]`, H and W at least 8, to logits `[N, num_classes]`."""
+    """Images `[N, in_channels, H, W]`, H and W at least 8 (9 with
+    `stem=whiten`), to logits `[N, num_classes]`."""
 
     def __init__(self, *, config: ModelConfig, num_classes: int) -> None:
         super().__init__()
         width = config.width
         self.conv1 = _unit(config.in_channels, width, config=config)
-        self.conv2 = _unit(width, 2 * width, config=config, pool=True)
+        channels = width
+        if config.stem == "whiten":
+            whitening = WhiteningConvolution(config.in_channels)
+            self.conv1 = nn.Sequential(whitening, nn.ReLU(inplace=True))
+            channels = whitening.out_channels
+        self.conv2 = _unit(channels, 2 * width, config=config, pool=True)
         self.res1 = nn.Sequential(
             _unit(2 * width, 2 * width, config=config), _unit(2 * width, 2 * width, config=config)
         )

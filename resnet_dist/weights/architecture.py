@@ -57,9 +57,10 @@ def _resnet9(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     first = tensors["conv1.0.weight"]
     return {
         "model.name": "resnet9",
-        "model.width": first.shape[0],
+        "model.width": tensors["conv2.0.weight"].shape[0] // 2,
+        "model.stem": "standard" if "conv1.1.weight" in tensors else "whiten",
         "model.in_channels": first.shape[1],
-        "model.conv_bias": "conv1.0.bias" in tensors,
+        "model.conv_bias": "conv2.0.bias" in tensors,
     }
 
 

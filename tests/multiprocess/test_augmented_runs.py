@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.launch import assert_same_run, losses, newest_checkpoint, records, train
 
@@ -91,3 +92,24 @@ def test_killed_and_resumed_is_the_run_bit_for_bit(
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
     if loss == "cross_entropy":
         assert losses(tmp_path / "killed") == pytest.approx(losses(whole), rel=1e-4)
+
+
+def test_what_small_images_are_trained_with(run_root: Path, tmp_path: Path) -> None:
+    """cifar10_fast's ingredients: filters that come from the first batch, flips that alternate,
+    Muon. Two ranks have one rank's curve, and a start before the first checkpoint begins alike."""
+    settings = ["model.name=resnet9", "model.width=8", "model.stem=whiten", "train.ema_decay=0.9"]
+    settings += ["augment.flip=alternating", "augment.crop=pad_reflect", "optim.name=muon"]
+    settings += ["optim.lr=0.003", "train.max_steps=6", "performance.num_threads=1"]
+    for name, ranks, kill in (("one", 1, {}), ("two", 2, {}), ("killed", 2, {"step.begin@2"})):
+        failpoint = {"RESNET_DIST_FAILPOINT": next(iter(kill))} if kill else {}
+        folder = tmp_path / name
+        train(ranks, run_root, folder, *settings, environment=failpoint, check=not kill)
+    # Muon rounds its updates to bfloat16, where the last bit of a sum can turn a digit.
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-3)
+    train(2, run_root, tmp_path / "killed", *settings)
+    assert_same_run(tmp_path / "two", tmp_path / "killed")
+    one, two = (newest_checkpoint(tmp_path / name) for name in ("one", "two"))
+    for part in ("model", "average"):
+        filters = [state[part]["conv1.0.weight"] for state in (one, two)]
+        torch.testing.assert_close(*filters, rtol=1e-5, atol=1e-5)
+        assert torch.equal(filters[0][:12], -filters[0][12:])

@@ -8,6 +8,7 @@ images (`apply_offsets_and_flips`). Boxes are cut and resized by the loaders, wh
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -52,6 +53,24 @@ def sample_crops(
     span = 2 * augment.crop_padding + 1
     offsets = (uniform[:, _ROW_WORD : _COLUMN_WORD + 1] * span).astype(np.int32)
     return Crops(whole_images(sizes), offsets - np.int32(augment.crop_padding), flips)
+
+
+def alternating_flips(
+    ids: NDArray[np.int64], *, seed: int, epoch: int, num_samples: int
+) -> NDArray[np.bool_]:
+    """`[n]` whether each sample is mirrored where it is in every other epoch (Jordan 2024,
+    arXiv:2404.00498, section 3.6): half of the samples in the even ones."""
+    first: NDArray[np.bool_] = _first_flips(seed, num_samples)[ids]
+    return first ^ bool(epoch % 2)
+
+
+@lru_cache(maxsize=2)
+def _first_flips(seed: int, num_samples: int) -> NDArray[np.bool_]:
+    """`[num_samples]`, those of epoch 0."""
+    words = rng.random_words(
+        seed, rng.Stream.FIRST_FLIP, 0, start=0, count=num_samples, words=rng.WORDS_PER_BLOCK
+    )
+    return rng.to_uniform(words[:, 0]) < 0.5
 
 
 def random_resized_crops(
