@@ -26,6 +26,7 @@ VERBS = {
     "export": ("resnet_dist.export.__main__:main", "weights for torchvision, timm, ONNX, ..."),
     "report": ("resnet_dist.report.__main__:main", "the table of epochs and the curves of a run"),
     "diff": ("resnet_dist.diff.__main__:main", "where two runs part, and why"),
+    "replay": ("resnet_dist.replay.__main__:main", "any step of a run done again and shown"),
     "bench": ("resnet_dist.bench.__main__:main", "what limits the speed here: loader or step"),
     "plan": ("resnet_dist.plan.__main__:main", "hours, cost, energy and room of a run, beforehand"),
     "doctor": (

@@ -7,12 +7,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import torch
-from gpu.measure import finish, overrides_of
+from gpu.measure import PROFILED_STEPS, finish, overrides_of, profile_steps
 from gpu.ours import Ours, build_ours
 from gpu.results import Results
 from gpu.rivals import Case
@@ -23,8 +24,10 @@ from resnet_dist.performance.modes import Mode
 
 WARM_UP_STEPS = 4
 LOADER_STEPS = 40
-STEPS = 20
-ROUNDS = 3
+SPARE_STEPS = 4 * PROFILED_STEPS
+"""For the profile."""
+STEPS = 40
+ROUNDS = 4
 GRID: dict[str, list[Any]] = {
     "data.num_workers": [16, 8],
     "dali.fancy_upsampling": ["true", "false"],
@@ -57,7 +60,7 @@ def measure_jpegs(
     images: Path, case: Case, mode: Mode, device: torch.device, results: Results
 ) -> None:
     """The decoder's limit for some settings, then the step with the best of them."""
-    steps = WARM_UP_STEPS + max(LOADER_STEPS, ROUNDS * STEPS)
+    steps = WARM_UP_STEPS + max(LOADER_STEPS, ROUNDS * STEPS) + SPARE_STEPS
     with repeated(images, at_least=case.batch * (steps + 16)) as root:
         common = [
             *overrides_of(case, mode, device),
@@ -114,12 +117,17 @@ def _together(ours: Ours, case: Case, mode: Mode, results: Results) -> None:
     fixed: Iterator[Batch] = repeat(ours.fixed_batches()[0])
     loader = ours.build_loader()
     rates: dict[str, list[float]] = {"step on a fixed batch": [], "loader and step": []}
-    with closing(loader.batches(0, WARM_UP_STEPS + ROUNDS * STEPS)) as loaded:
+    all_steps = WARM_UP_STEPS + ROUNDS * STEPS + SPARE_STEPS
+    with closing(loader.batches(0, all_steps)) as loaded:
         for batches in (fixed, loaded):
             _steps(ours, batches, WARM_UP_STEPS)
         for _ in range(ROUNDS):
             for name, batches in zip(rates, (fixed, loaded), strict=True):
                 rates[name].append(STEPS * case.batch / _steps(ours, batches, STEPS))
+        # What a loader's kernels take of the step's time shows in the difference.
+        for name, batches in zip(rates, (fixed, loaded), strict=True):
+            shares = profile_steps(partial(ours.step, batches, 0), ours.world.device)
+            results.add("profile", case.name, name, **shares)
     for name, values in rates.items():
         results.add(
             "jpegs",

@@ -143,7 +143,12 @@ def check_syncs(variant: Variant, device: torch.device) -> str:
 
 def profile_of(variant: Variant, device: torch.device) -> dict[str, Any]:
     """Shares of the groups of kernels, of idleness, and the longest kernels."""
-    summary = summarise(record(variant.bare_step, PROFILED_STEPS, device), PROFILED_STEPS)
+    return profile_steps(variant.bare_step, device)
+
+
+def profile_steps(step: Callable[[], object], device: torch.device) -> dict[str, Any]:
+    """The same for whatever takes a step, `PROFILED_STEPS` of them."""
+    summary = summarise(record(step, PROFILED_STEPS, device), PROFILED_STEPS)
     return {
         "shares": summary.shares,
         "idle": summary.idle,

@@ -45,13 +45,13 @@ def write_grid(config: Config, datasets: Datasets, path: Path) -> None:
 
 
 def make_grid(images: np.ndarray) -> Image.Image:
-    """`[n, size, size, 3]` uint8 in rows of nearly the same number."""
-    n, size = images.shape[:2]
+    """`[n, height, width, 3]` uint8 in rows of nearly the same number."""
+    n, height, width = images.shape[:3]
     columns = math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)
-    step = size + _GAP
-    canvas = np.full((rows * step - _GAP, columns * step - _GAP, 3), 255, np.uint8)
+    down, across = height + _GAP, width + _GAP
+    canvas = np.full((rows * down - _GAP, columns * across - _GAP, 3), 255, np.uint8)
     for i, image in enumerate(images):
-        top, left = i // columns * step, i % columns * step
-        canvas[top : top + size, left : left + size] = image
+        top, left = i // columns * down, i % columns * across
+        canvas[top : top + height, left : left + width] = image
     return Image.fromarray(canvas)

@@ -131,7 +131,7 @@ _CHARTS = {
     "Speed": {
         "images/s": ["train/images_per_second"],
         "share of time waiting for data": ["train/data_wait_share"],
-        "memory, GiB": ["train/memory_gib"],
+        "memory, GiB": ["train/memory_gib", "train/device_memory_gib"],
     },
     "Health": {
         "gradient norm": ["train/grad_norm"],

@@ -46,7 +46,8 @@ class Throughput:
 
     def read_and_reset(self) -> dict[str, float]:
         """Rates since the last call: images_per_second (over all ranks),
-        step_time_ms, data_wait_share (of 1, this rank), memory_gib (peak of this process)."""
+        step_time_ms, data_wait_share (of 1, this rank), memory_gib (peak of this process), and on
+        a GPU device_memory_gib (in use by all: torch, DALI, NCCL, CUDA's contexts)."""
         now = time.perf_counter()
         elapsed = max(now - self._start, 1e-9)
         result = {
@@ -55,6 +56,9 @@ class Throughput:
             "data_wait_share": min(1.0, self._waited / elapsed),
             "memory_gib": peak_memory_gib(self._device),
         }
+        if self._device.type == "cuda":
+            free, total = torch.cuda.mem_get_info(self._device)
+            result["device_memory_gib"] = (total - free) / 2**30
         self._start, self._waited, self._steps = now, 0.0, 0
         return result
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
+from resnet_dist.replay.__main__ import main as replay
 from tests.launch import assert_same_run, losses, newest_checkpoint, records, train
 
 EVERYTHING = [
@@ -67,6 +69,18 @@ def test_the_number_of_ranks_does_not_change_the_curve(
     assert len(one) == 4
     assert three == pytest.approx(one, rel=1e-3)
     assert newest_checkpoint(run_dir)["next_batch"] == newest_checkpoint(whole)["next_batch"]
+
+
+def test_a_step_of_it_is_taken_apart(whole: Path, tmp_path: Path) -> None:
+    """Step 9, whose update is a usual one; mixed labels, two micro-batches, blocks left out."""
+    assert replay([str(whole), "--step", "9", "--out", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "step_9.json").read_text())
+    record = next(each for each in records(whole) if each["step"] == 9)
+    losses = [sample["loss"] for sample in found["samples"]]
+    assert sum(losses) / len(losses) == pytest.approx(record["train/loss"], rel=1e-4)
+    norm = sum(value**2 for value in found["gradient_norms"].values()) ** 0.5
+    assert norm == pytest.approx(record["train/grad_norm"], rel=1e-4)
+    assert any(len(sample["labels"]) == 2 for sample in found["samples"])
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import subprocess
 import time
@@ -61,6 +62,17 @@ def test_killed_with_sigkill_and_resumed_is_the_run(
     assert newest_checkpoint(run_dir)["step"] in (due, due - 4)
     train(2, run_root, run_dir, f"data.loader={loader}", SAVE_EVERY)
     assert_same_run(whole, run_dir)
+
+
+def test_what_is_recorded_is_in_the_documentation(
+    uninterrupted: Callable[[int, str], Path],
+) -> None:
+    """Every key of a record of two ranks is in the table of docs/run_folder.md."""
+    page = (Path(__file__).parents[2] / "docs" / "run_folder.md").read_text()
+    explained = [re.compile(name.replace("*", ".*")) for name in re.findall(r"`([\w/*]+)`", page)]
+    found = {key for record in records(uninterrupted(2, "torch")) for key in record}
+    assert len(found) > 15
+    assert [key for key in sorted(found) if not any(p.fullmatch(key) for p in explained)] == []
 
 
 def test_three_ranks_resume_bit_for_bit(

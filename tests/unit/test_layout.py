@@ -27,7 +27,7 @@ LEVELS = [
     {"trainer"},
     {"train"},
     {"bench", "diff", "doctor", "inspect", "prepare", "recipes", "selftest"},
-    {"plan"},
+    {"plan", "replay"},
     {"__main__"},
 ]
 """A module may import from levels above it in this list, and from its own package."""

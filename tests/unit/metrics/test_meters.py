@@ -228,3 +228,12 @@ def test_throughput_counts_waiting_and_leaves_out_pauses(monkeypatch: pytest.Mon
     wait_for_batch()
     throughput.count_step()
     assert throughput.read_and_reset()["data_wait_share"] == pytest.approx(1.0)
+
+
+def test_a_gpus_memory_is_torchs_and_everybodys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mock of the device: DALI and NCCL allocate beside torch."""
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 3 * 2**30)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (75 * 2**30, 80 * 2**30))
+    result = Throughput(torch.device("cuda"), global_batch_size=1).read_and_reset()
+    assert (result["memory_gib"], result["device_memory_gib"]) == (3.0, 5.0)
+    assert "device_memory_gib" not in Throughput(CPU, global_batch_size=1).read_and_reset()
