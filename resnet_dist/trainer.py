@@ -127,7 +127,7 @@ def run(resolved: Resolved, world: World) -> int:
         if found and world.is_main:
             memory_fit.write(folder, config, world, batch_split.accumulation_steps)
         if world.is_main:
-            lines = run_summary.opening_lines(resolved, datasets, loaded, world)
+            lines = run_summary.opening_lines(resolved, datasets, loaded, state.model, world)
             print("\n".join([*lines, *remarks]), flush=True)
         use = build_components(
             config, state, datasets, checkpoints, watchdog, world=world, fingerprint=fingerprint

@@ -10,6 +10,7 @@ known, the folder that `data.root` names is indexed now; without one it is the e
 from __future__ import annotations
 
 import os
+import textwrap
 
 from resnet_dist.config import AugmentConfig, Config, DataConfig
 from resnet_dist.config.command_line import Arguments
@@ -19,6 +20,9 @@ from resnet_dist.data.augment.progressive import train_size
 from resnet_dist.data.micro_batches import BatchSplit, choose_batch_split
 from resnet_dist.errors import UserError
 from resnet_dist.optim.schedules import build_schedule, peak_lr
+
+_COLUMNS = 78
+"""With "# " in front still within 80."""
 
 
 def answer(arguments: Arguments) -> int | None:
@@ -97,21 +101,20 @@ def derived_lines(config: Config, num_samples: int, world_size: int) -> list[str
             f"train.global_batch_size ({train.global_batch_size}): exceeds the {num_samples} "
             f"training samples; lower it to at most {num_samples}"
         )
-    total = steps * train.epochs
+    total, left_out = steps * train.epochs, num_samples % train.global_batch_size
     lr_of = build_schedule(
         config.schedule, lr=peak_lr(config), steps_per_epoch=steps, num_steps=total
     )
     marks = sorted({0, min(steps, total - 1), total // 4, total // 2, 3 * total // 4, total - 1})
     rates = ", ".join(f"{lr_of(step):.4g} at step {step}" for step in marks)
     return [
-        f"training samples: {num_samples} ({num_samples % train.global_batch_size} dropped "
-        f"each epoch, others in another epoch)",
+        f"training samples: {num_samples} ({left_out} left out of each epoch, others each time)",
         f"steps: {steps} per epoch, {total} in all",
         *_batch_lines(batch_split),
         *_sample_lines(
             config.augment, config.data.train_size, steps * train.global_batch_size, train.epochs
         ),
-        f"learning rate: {rates}",
+        *_wrapped(f"learning rate: {rates}"),
     ]
 
 
@@ -128,8 +131,12 @@ def _sample_lines(augment: AugmentConfig, full_size: int, samples: int, epochs: 
         sizes = [train_size(augment, full_size, epoch) for epoch in range(epochs)]
         changes = [i for i in range(epochs) if i == 0 or sizes[i] != sizes[i - 1]]
         steps = ", ".join(f"{sizes[epoch]} from epoch {epoch}" for epoch in changes)
-        lines.append(f"image size, px: {steps}")
+        lines += _wrapped(f"image size, px: {steps}")
     return lines
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, _COLUMNS, subsequent_indent="    ")
 
 
 def _batch_lines(split: BatchSplit) -> list[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from torch import nn
+
 from resnet_dist.checkpoint.choice import Loaded
 from resnet_dist.config import Config
 from resnet_dist.config.help.listing import describe
@@ -31,9 +33,13 @@ IMAGENET_COMMAND = "resnet-dist train --config resnet50 data.root=/data/imagenet
 
 
 def opening_lines(
-    resolved: Resolved, datasets: Datasets, loaded: Loaded | None, world: World
+    resolved: Resolved,
+    datasets: Datasets,
+    loaded: Loaded | None,
+    model: nn.Module,
+    world: World,
 ) -> list[str]:
-    """The first lines of a run."""
+    """The first lines of a run, of 80 columns at most but for paths and notes."""
     config = resolved.config
     lines = []
     if datasets.is_embedded:
@@ -42,15 +48,18 @@ def opening_lines(
             f"for ImageNet (a folder with train/ and val/): {IMAGENET_COMMAND}",
         ]
     elif DEFAULT_CONFIG in resolved.sources.values():
-        lines.append(
+        lines += [
             f"no --config given: training the small {DEFAULT_CONFIG} network at "
-            f"{config.data.train_size} px; for photographs: --config resnet50"
-        )
-    lines.append(
-        f"{config.model.name}, {datasets.num_classes} classes, {len(datasets.train)} training and "
-        f"{len(datasets.val)} validation images, {world.size} rank(s) on {world.device.type}, "
-        f"{config.train.precision}, run folder {run_folder(config.run)}"
-    )
+            f"{config.data.train_size} px",
+            "for photographs: --config resnet50",
+        ]
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    lines += [
+        f"{config.model.name}: {num_parameters / 1e6:.2f} million parameters, "
+        f"{datasets.num_classes} classes, {config.train.precision}",
+        f"{len(datasets.train)} training and {len(datasets.val)} validation images, "
+        f"{world.size} rank(s) on {world.device.type}",
+    ]
     lines += left_out_notes(datasets)
     lines += difference_notes(config.data, len(datasets.train))
     lines += derived_lines(config, len(datasets.train), world.size)[1:]
@@ -61,6 +70,7 @@ def opening_lines(
     if loaded is not None:
         lines += [f"note: {note}" for note in loaded.notes]
         lines.append(f"resuming from {loaded.path} at {_position(config, datasets, loaded)}")
+    lines.append(f"run folder: {run_folder(config.run)}")
     return [printable(line) for line in lines]
 
 

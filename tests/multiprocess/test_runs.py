@@ -207,3 +207,12 @@ def test_fused_batch_norm_is_the_same_curve_for_any_number_of_ranks_and_resumes_
     train(2, run_root, killed, *fused, environment=kill, check=False)
     train(2, run_root, killed, *fused)
     assert_same_run(two, killed)
+
+
+def test_the_first_lines_fit_80_columns(run_root: Path, tmp_path: Path) -> None:
+    """But for those that name a file."""
+    run_dir = tmp_path / "run"
+    said = train(1, run_root, run_dir, "train.max_steps=1").output.splitlines()
+    first = said[: said.index(f"run folder: {run_dir}")]
+    assert any("million parameters" in line for line in first)
+    assert [line for line in first if len(line) > 80 and "/" not in line] == []

@@ -11,9 +11,14 @@ import pytest
 import yaml
 
 from resnet_dist.config.command_line import Arguments
-from resnet_dist.config.load import load_config
+from resnet_dist.config.load import load_config, shipped_configs
 from resnet_dist.errors import UserError
-from resnet_dist.report.preview import answer, count_train_samples, difference_notes
+from resnet_dist.report.preview import (
+    answer,
+    count_train_samples,
+    derived_lines,
+    difference_notes,
+)
 
 IMAGENET = 1_281_167
 
@@ -32,7 +37,7 @@ def test_without_the_option_there_is_no_answer() -> None:
 def test_a_recipe_plans_for_its_own_data_set(capsys: pytest.CaptureFixture[str]) -> None:
     code, text = lines_of(capsys, files=("resnet50",), nproc=8)
     assert code == 0
-    assert f"# training samples: {IMAGENET} (143 dropped" in text
+    assert f"# training samples: {IMAGENET} (143 left out" in text
     assert "# steps: 5004 per epoch, 450360 in all" in text
     assert "# global batch: 256 = 8 rank(s) of 32" in text
     assert "0.1 at step 0" in text
@@ -108,3 +113,10 @@ def test_neither_torch_nor_numpy_is_imported(config: str) -> None:
         [sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True
     )
     assert ended.stdout.endswith("[]\n")
+
+
+@pytest.mark.parametrize("name", shipped_configs())
+def test_what_follows_fits_80_columns(name: str) -> None:
+    for nproc in (1, 8):
+        lines = derived_lines(load_config([name]).config, IMAGENET, nproc)
+        assert max(map(len, lines)) <= 78, lines
