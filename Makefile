@@ -8,7 +8,7 @@ NPROC ?= 2
 # Unit tests by file on two workers; the others start processes of their own and run one at a time.
 UNIT := -n 2 --dist loadfile tests/unit
 
-.PHONY: help install train test test-slow golden check format lint types docs bench lock clean
+.PHONY: help install train test test-slow golden check format lint types docs site bench lock clean
 
 help:
 	@echo "make train      install, make a small JPEG data set, train on $(NPROC) processes, show the result"
@@ -17,6 +17,7 @@ help:
 	@echo "make golden     rewrite the losses in tests/golden (review the diff)"
 	@echo "make check      format, lint, types, tests: what CI runs"
 	@echo "make docs       write docs/configuration.md and docs/recipes.md"
+	@echo "make site       the documentation as a site, in site/"
 	@echo "make bench      measure loaders and step on this machine"
 	@echo "make clean      remove the environment"
 
@@ -56,6 +57,10 @@ lint: $(STAMP)
 
 types: $(STAMP)
 	$(BIN)/mypy
+
+site: $(STAMP)
+	$(BIN)/mkdocs build --strict -q
+	@echo "site/index.html"
 
 docs: $(STAMP)
 	$(BIN)/python -m resnet_dist.config.help.page > docs/configuration.md
