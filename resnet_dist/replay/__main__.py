@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -58,7 +59,11 @@ def _parser() -> argparse.ArgumentParser:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--step", type=int, help="a step, counted from 1, as in the records")
     what.add_argument("--sample", help="number of a training sample, or the end of its path")
-    parser.add_argument("--nproc", type=int, help="ranks (default: as many as the run had)")
+    parser.add_argument(
+        "--nproc",
+        type=int,
+        help="ranks (default: those of the run, or as many as this machine has GPUs or else cores)",
+    )
     parser.add_argument(
         "--out", type=Path, help="folder for step_N.png and step_N.json (default: RUN/replay)"
     )
@@ -75,12 +80,15 @@ def _show_step(run: RunFacts, config: Config, arguments: argparse.Namespace) -> 
     from resnet_dist.data.datasets import sync_open_datasets
     from resnet_dist.replay.again import checkpoint_before, train_again
     from resnet_dist.replay.anatomy import take_apart
+    from resnet_dist.system.torchrun import count_gpus
     from resnet_dist.world import start_process_group
 
     step, last = arguments.step, int(run.records[-1]["step"])
     if not 1 <= step <= last:
         raise UserError(f"--step ({step}): give a step from 1 to {last}, which the run has done")
-    nproc = arguments.nproc or run.world_size or 1
+    if arguments.nproc is not None and arguments.nproc < 1:
+        raise UserError(f"--nproc ({arguments.nproc}): give 1 or more")
+    nproc = arguments.nproc or min(run.world_size or 1, count_gpus() or os.cpu_count() or 1)
     with tempfile.TemporaryDirectory(prefix="resnet_dist_replay_") as temporary:
         folder = Path(temporary) / "run"
         again = train_again(run, step, folder, nproc=nproc, given=arguments.overrides)

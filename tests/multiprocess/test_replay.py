@@ -19,7 +19,7 @@ def test_a_step_is_done_again_bit_for_bit(
 ) -> None:
     """From the checkpoint of step 16, on two ranks; one rank takes it apart."""
     run = uninterrupted(2, "torch")
-    assert main([str(run), "--step", "18", "--out", str(tmp_path)]) == 0
+    assert main([str(run), "--step", "18", "--nproc", "2", "--out", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert "from the checkpoint of step 16 to step 18, on 2 rank(s)" in said
     assert "equal to the run, bit for bit: 2 recorded step(s) and 0 checkpoint(s)" in said
@@ -42,7 +42,7 @@ def test_what_is_not_equal_is_said(
     """A record that somebody changed; the first step of all; the last one, with its checkpoint."""
     run = tmp_path / "copy"
     shutil.copytree(uninterrupted(2, "torch"), run)
-    assert main([str(run), "--step", "20", "--out", str(tmp_path)]) == 0
+    assert main([str(run), "--step", "20", "--nproc", "2", "--out", str(tmp_path)]) == 0
     assert "1 checkpoint(s)" in capsys.readouterr().out
     path = run / "metrics.jsonl"
     lines = path.read_text().splitlines()
@@ -52,7 +52,7 @@ def test_what_is_not_equal_is_said(
     path.write_text("\n".join([json.dumps(first), *lines[1:]]) + "\n")
     for checkpoint in (run / "checkpoints").glob("*.pt"):
         checkpoint.unlink()
-    assert main([str(run), "--step", "1", "--out", str(tmp_path)]) == 1
+    assert main([str(run), "--step", "1", "--nproc", "2", "--out", str(tmp_path)]) == 1
     said = capsys.readouterr().out
     assert "from the start to step 1" in said
     assert "NOT equal to the run: train/loss of step 1" in said
@@ -78,6 +78,7 @@ def test_the_history_of_a_sample(
     [
         (["--step", "21"], "give a step from 1 to 20"),
         (["--step", "0"], "give a step from 1 to 20"),
+        (["--step", "3", "--nproc", "0"], "give 1 or more"),
         (["--sample", "999999"], "no training image is that"),
         (["--sample", ".jpg"], "training images end so"),
     ],
