@@ -73,6 +73,6 @@ def test_shipped_bands_are_of_shipped_recipes() -> None:
         found = bands.band_of(config, band.num_train_samples)
         assert found is not None
         assert found == (band, [])
-        other = load_config([band.recipe], ["model.name=resnet34"]).config
+        other = load_config([band.recipe], ["model.name=resnet34", "model.stem=standard"]).config
         assert bands.band_of(other, band.num_train_samples) is None
         assert bands.band_of(config, band.num_train_samples + 1) is None
