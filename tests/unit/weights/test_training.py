@@ -131,7 +131,7 @@ FOREIGN = ["model.width=64", "model.stem=standard", "data.train_size=32"]
     ("name", "code", "words"),
     [
         ("torchvision:mobilenet_v3_small", 0, "draws random numbers: a resumed run draws the same"),
-        ("timm:resnet10t", 0, "timm:resnet10t, 3 classes"),
+        ("timm:resnet10t", 0, "timm:resnet10t: "),
         ("tests.user_networks:small", 0, "draws random numbers"),
         ("torchvision:none", 2, "torchvision has no classifier of that name"),
         ("timm:none", 2, "timm has no network of that name"),
