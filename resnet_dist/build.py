@@ -114,9 +114,10 @@ def sync_begin(
         notes = sync_start_from_weights(
             state.model, state.average, config.model, classes=classes, world=world
         )
-        sync_whiten(
-            state.model, state.average, partial(first_batches, config, datasets, world), world
-        )
+        if config.model.weights is None:  # a file has filters of its own
+            sync_whiten(
+                state.model, state.average, partial(first_batches, config, datasets, world), world
+            )
     if config.model.freeze != "none":
         parts = [parameter.requires_grad for parameter in state.model.parameters()]
         notes.append(

@@ -63,6 +63,25 @@ def test_a_run_starts_at_step_0_from_weights_and_is_resumed_without_the_file(
     assert "starting from the weights" not in said
 
 
+def test_a_files_whitening_filters_stay(run: Run, tmp_path: Path) -> None:
+    """Only a run that starts from its seed takes them from its data."""
+    words = ["model.name=resnet9", "model.stem=whiten", "train.max_steps=1", "optim.lr=1e-9"]
+    code, said = run(*words)
+    assert code == 0, said
+    first = saved(tmp_path / "run")["model"]
+    shutil.move(tmp_path / "run", tmp_path / "first")
+    path = max((tmp_path / "first" / "checkpoints").glob("step_*.pt"))
+    code, said = run(*words, f"model.weights={path}", "seed=7")
+    assert code == 0, said
+    second = saved(tmp_path / "run")["model"]
+    assert torch.equal(second["conv1.0.weight"], first["conv1.0.weight"])
+    shutil.move(tmp_path / "run", tmp_path / "second")
+    code, said = run(*words, "seed=7")
+    assert code == 0, said
+    other = saved(tmp_path / "run")["model"]
+    assert not torch.equal(other["conv1.0.weight"], first["conv1.0.weight"])
+
+
 def test_the_moving_average_of_a_file(run: Run, small_checkpoint: Path, tmp_path: Path) -> None:
     words = [f"model.weights={small_checkpoint}", "model.weights_average=true", "optim.lr=1e-9"]
     code, said = run(*words, "train.max_steps=1")
@@ -131,7 +150,7 @@ FOREIGN = ["model.width=64", "model.stem=standard", "data.train_size=32"]
     ("name", "code", "words"),
     [
         ("torchvision:mobilenet_v3_small", 0, "draws random numbers: a resumed run draws the same"),
-        ("timm:resnet10t", 0, "timm:resnet10t: "),
+        ("timm:resnet10t", 0, "timm:resnet10t: 4.92 million parameters, 3 classes"),
         ("tests.user_networks:small", 0, "draws random numbers"),
         ("torchvision:none", 2, "torchvision has no classifier of that name"),
         ("timm:none", 2, "timm has no network of that name"),
