@@ -29,7 +29,7 @@ pytestmark = [
 OPS = torch.ops.resnet_dist
 # Rows and channels that fill tiles and that do not; the largest layer of a batch of 32.
 SHAPES = [(2, 16, 9, 7), (3, 200, 5, 5), (1, 8, 1, 2), (32, 64, 112, 112), (32, 2048, 7, 7)]
-UNIT = {torch.float32: 1e-5, torch.bfloat16: 2**-8, torch.float16: 2**-11}
+UNIT = {torch.float32: 5e-6, torch.bfloat16: 2**-8, torch.float16: 2**-11}
 
 
 def _images(shape: tuple[int, ...], dtype: torch.dtype, mean: float = 0.0) -> Tensor:
@@ -38,9 +38,11 @@ def _images(shape: tuple[int, ...], dtype: torch.dtype, mean: float = 0.0) -> Te
 
 
 def _error(given: Tensor, expected: Tensor) -> float:
-    assert (given.shape, given.dtype) == (expected.shape, expected.dtype)
-    for one, two, size in zip(given.stride(), expected.stride(), given.shape, strict=True):
-        assert one == two or size == 1
+    assert (given.shape, given.dtype, given.stride()) == (
+        expected.shape,
+        expected.dtype,
+        expected.stride(),
+    )
     norm = expected.double().norm().item()
     return (given.double() - expected.double()).norm().item() / max(norm, 1e-30)
 
@@ -79,9 +81,10 @@ def test_kernels_equal_their_twins(dtype: torch.dtype, shape: tuple[int, ...]) -
             assert _error(sums, expected[0]) < 1e-4
             assert _error(kept, expected[1]) < unit
         inputs = (grad, expected_signs, x, statistics, weight, expected[0])
-        assert (
-            _error(OPS.batch_norm_backward_apply(*inputs), reference.backward_apply(*inputs)) < unit
-        )
+        # With two values a channel next to nothing is left: 5.07e-6 was seen on an H200.
+        bound = 2 * unit if x.numel() == 2 * channels else unit
+        found = OPS.batch_norm_backward_apply(*inputs)
+        assert _error(found, reference.backward_apply(*inputs)) < bound
 
 
 @pytest.mark.parametrize("shape", SHAPES[:4], ids=str)
@@ -178,6 +181,10 @@ def test_two_ranks_on_one_gpu_are_one_big_batch(tmp_path: Path) -> None:
         logits = torch.cat([first[kind][0], second[kind][0]])
         torch.testing.assert_close(logits, whole[0], rtol=1e-2, atol=1e-2)
         for one, two, expected in zip(first[kind][1], second[kind][1], whole[1], strict=True):
-            assert _error(one + two, expected) < 2e-2
+            # Strides of dimensions of size 1 say nothing, and are any.
+            total, whole_grad = (
+                grad.clone(memory_format=torch.contiguous_format) for grad in (one + two, expected)
+            )
+            assert _error(total, whole_grad) < 2e-2
         for one, expected in zip(first[kind][2], whole[2], strict=True):
             torch.testing.assert_close(one, expected, rtol=1e-2, atol=1e-2)

@@ -56,6 +56,7 @@ def test_loss_gradients_and_statistics_are_those_of_the_plain_network(name: str)
             nn.functional.cross_entropy(network(images), labels).backward()
     for (key, given), expected in zip(model.named_parameters(), plain.parameters(), strict=True):
         if not expected.requires_grad:
+            assert given.grad is None
             continue
         assert given.grad is not None
         assert expected.grad is not None
