@@ -74,11 +74,10 @@ def _record_lines(records: Compared) -> list[str]:
     parting = records.parting
     if parting is None:
         return [f"records: equal at {records.steps} steps, up to {records.equal_until}"]
-    size = "as rounding makes it" if parting.may_be_rounding else "more than rounding"
     lines = [
         f"records: equal up to step {records.equal_until}, different at step {parting.step}",
         f"  {parting.tag}: {parting.first!r} and {parting.second!r}",
-        f"  relative difference {parting.relative:.2g}: {size}",
+        f"  {parting.size}",
     ]
     if records.intervals_differ:
         lines.append("  (recorded at other steps, so that means of intervals are left out)")

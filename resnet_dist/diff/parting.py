@@ -39,6 +39,12 @@ class Parting:
         """Whether it is as small as rounding makes it at first."""
         return self.relative < _ROUNDING
 
+    @property
+    def size(self) -> str:
+        """How large it is, in words."""
+        words = "as rounding makes it" if self.may_be_rounding else "more than rounding"
+        return f"relative difference {self.relative:.2g}: {words}"
+
 
 @dataclass(frozen=True)
 class Compared:

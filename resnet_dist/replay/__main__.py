@@ -123,10 +123,9 @@ def _comparison(again: Again, step: int, nproc: int) -> list[str]:
         common = f"{records.steps} recorded step(s) and {len(saved.equal)} checkpoint(s)"
         lines.append(f"equal to the run, bit for bit: {common} in common")
     elif parting is not None:
-        size = "as rounding makes it" if parting.may_be_rounding else "more than rounding"
         lines.append(
             f"NOT equal to the run: {parting.tag} of step {parting.step} is {parting.second!r}, "
-            f"and was {parting.first!r} (relative difference {parting.relative:.2g}: {size})"
+            f"and was {parting.first!r} ({parting.size})"
         )
     else:
         where = saved.differences[0].where

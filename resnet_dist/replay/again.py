@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from resnet_dist.errors import UserError
 from resnet_dist.metrics.jsonl import read_records
 from resnet_dist.report.facts import RunFacts
 from resnet_dist.run.checkpoint_files import checkpoint_path, checkpoint_steps
+from resnet_dist.system.torchrun import training_command
 
 _NEVER = 10**9
 _TAIL = 12
@@ -68,9 +68,8 @@ def checkpoint_before(run: RunFacts, again: Again, step: int) -> Path | None:
 
 
 def _start(config: Path, settings: list[str], nproc: int) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc_per_node={nproc}", "-m", "resnet_dist.train", "--config", str(config)]
-    ended = subprocess.run([*command, *settings], capture_output=True, text=True)
+    command = training_command(nproc, ["--config", str(config), *settings])
+    ended = subprocess.run(command, capture_output=True, text=True)
     if ended.returncode:
         said = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
         lines = said or ended.stderr.splitlines()[-_TAIL:]

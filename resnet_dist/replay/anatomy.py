@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resnet_dist.build import build_state, sync_begin, train_loader
+from resnet_dist.build import build_state, sync_begin, sync_teacher, train_loader
 from resnet_dist.checkpoint.files import decode_checkpoint, read_verified
-from resnet_dist.config import Config
+from resnet_dist.config import Config, PerformanceConfig
 from resnet_dist.data.augment.device_stage import to_uint8
 from resnet_dist.data.batch import Batch, MixedLabels
 from resnet_dist.data.datasets import Datasets
@@ -21,9 +21,10 @@ from resnet_dist.data.micro_batches import choose_batch_split
 from resnet_dist.inspect.grid import make_grid
 from resnet_dist.loss import loss_sum
 from resnet_dist.metrics.pictures import captioned
+from resnet_dist.performance.build import sync_build_step
 from resnet_dist.replay.uses import Use, describe_uses
 from resnet_dist.state import TrainState
-from resnet_dist.step import AUTOCAST_DTYPES, autocast
+from resnet_dist.step import EagerStep
 from resnet_dist.trainer import configure_torch
 from resnet_dist.world import World
 
@@ -67,9 +68,8 @@ class Anatomy:
     def as_json(self) -> dict[str, Any]:
         """All of it but the pictures."""
         samples = [
-            {**each.use.as_json(), "label": each.label, "loss": each.loss}
-            | {"prediction": each.prediction}
-            for each in self.samples
+            {**vars(one.use), "label": one.label, "loss": one.loss, "prediction": one.prediction}
+            for one in self.samples
         ]
         return {"samples": samples, "gradient_norms": self.gradient_norms}
 
@@ -122,22 +122,28 @@ def _passes(
     config: Config, datasets: Datasets, state: TrainState, step: int, world: World
 ) -> tuple[list[float], Tensor, Tensor]:
     """Losses of the samples, logits and images of a step; leaves the gradient in the model."""
+    plain = replace(config, performance=PerformanceConfig(preset="plain"))
     split = choose_batch_split(config.train, world.size)
-    loader = train_loader(config, datasets, split, world)
-    losses: list[float] = []
-    logits, images = [], []
-    model = state.model.train()
-    with closing(loader.batches(step - 1, step)) as batches:
-        for batch in batches:
-            with autocast(world.device, AUTOCAST_DTYPES[config.train.precision]):
-                taken = (batch.images,) if batch.kept is None else (batch.images, batch.kept)
-                found = model(*taken)
-            loss = loss_sum(found, batch.labels, batch.mixed, config.loss)
-            (loss / config.train.global_batch_size).backward()  # type: ignore[no-untyped-call]
-            losses += _each_loss(found.detach(), batch, config)
-            logits.append(found.detach().float().cpu())
-            images.append(batch.images.cpu().clone())  # a loader may use its memory again
-    return losses, torch.cat(logits), torch.cat(images)
+    teacher = sync_teacher(config, datasets, world)
+    eager = sync_build_step(plain, state, split, world=world, teacher=teacher)
+    assert isinstance(eager, EagerStep)
+    logits: list[Tensor] = []
+    unscaled = torch.amp.GradScaler(world.device.type, enabled=False)
+    eager = replace(eager, scaler=unscaled, on_logits=lambda _, found, __: logits.append(found))
+    with closing(train_loader(config, datasets, split, world).batches(step - 1, step)) as batches:
+        # A loader may use its memory again.
+        held = [replace(batch, images=batch.images.clone()) for batch in batches]
+    if eager.seed_forward is not None:
+        eager.seed_forward(step - 1)
+    state.model.train()
+    state.guard.begin()
+    eager.add_gradients(iter(held))
+    losses = [
+        loss
+        for found, batch in zip(logits, held, strict=True)
+        for loss in _each_loss(found, batch, config)
+    ]
+    return losses, torch.cat(logits).cpu(), torch.cat([batch.images for batch in held]).cpu()
 
 
 def _each_loss(logits: Tensor, batch: Batch, config: Config) -> list[float]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -43,12 +42,6 @@ class Use:
         if len(names) == 1:
             return names[0]
         return f"{names[0]} {self.share:.0%}, {names[1]}"
-
-    def as_json(self) -> dict[str, Any]:
-        """All of it."""
-        return {**vars(self), "labels": list(self.labels), "crop": list(self.crop)} | {
-            "moved": list(self.moved)
-        }
 
     def in_words(self) -> str:
         """What is done to the image."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 import psutil
+
+from resnet_dist.system.torchrun import training_command
 
 
 class Started(Protocol):
@@ -43,8 +44,7 @@ class Torchrun:
     def __init__(
         self, nproc: int, arguments: list[str], environment: dict[str, str], log: Path
     ) -> None:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command += [f"--nproc_per_node={nproc}", "-m", "resnet_dist.train", *arguments]
+        command = training_command(nproc, arguments)
         with log.open("a") as file:
             self._agent = subprocess.Popen(
                 command, env=os.environ | environment, stdout=file, stderr=file

@@ -40,6 +40,12 @@ def default_nproc(device: str) -> int:
     return 1 if device == "cpu" else max(1, count_gpus())
 
 
+def training_command(nproc: int, arguments: Sequence[str]) -> list[str]:
+    """A training as `nproc` ranks on this machine, to be started as a process of its own."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return [*command, f"--nproc_per_node={nproc}", "-m", "resnet_dist.train", *arguments]
+
+
 def run_ranks(nproc: int, module: str, arguments: Sequence[str]) -> int:
     """Run `python -m module arguments` as `nproc` ranks on this machine. Returns the exit code.
 
